@@ -1,0 +1,88 @@
+/// How many rule codes [`Counters::by_rule`] has room for.
+pub const RULE_SLOTS: usize = 40;
+
+/// How many codes [`ErrorCode`] has room for.
+pub const ERROR_COUNT: usize = 16;
+
+/// Value of the map `COUNTERS`, one for each pod and processor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections decided, by the code of the rule that decided.
+    pub by_rule: [u64; RULE_SLOTS],
+    /// Connections that met an error, by [`ErrorCode`].
+    pub by_error: [u64; ERROR_COUNT],
+}
+
+impl Counters {
+    /// Nothing counted yet.
+    pub const ZERO: Self = Self {
+        by_rule: [0; RULE_SLOTS],
+        by_error: [0; ERROR_COUNT],
+    };
+}
+
+/// What can go wrong in a program. Each comment says which way the connection
+/// goes: none of them lets a captured connection out directly.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The asked-for destination could not be remembered (no memory for socket
+    /// storage): the connect is denied with EPERM.
+    RememberFailed = 0,
+    /// The source address could not be bound: the connect is denied with EPERM.
+    BindFailed = 1,
+    /// The owner of the socket could not be read: it counts as the application.
+    OwnerUnknown = 2,
+    /// No room in `FLOWS`: the connection reaches the proxy without an original
+    /// destination, and the proxy drops it.
+    PublishFailed = 3,
+    /// The proxy's side found no published destination: as above.
+    FlowMissing = 4,
+    /// The original destination could not be kept with the accepted socket (no
+    /// memory): as above.
+    KeepFailed = 5,
+    /// A listener of the proxy could not be remembered: while no other is
+    /// known, inbound connections are refused.
+    ListenerFailed = 6,
+    /// No listener of the proxy is known: the inbound connection is refused.
+    ProxyAway = 7,
+    /// The listener of the proxy was not taken by the kernel: the inbound
+    /// connection is refused.
+    AssignFailed = 8,
+    /// No known route leads to the destination: the source address is left to
+    /// the kernel, the connection is decided as any other.
+    NoRoute = 9,
+}
+
+impl ErrorCode {
+    /// Every code, in order.
+    pub const ALL: [Self; 10] = [
+        Self::RememberFailed,
+        Self::BindFailed,
+        Self::OwnerUnknown,
+        Self::PublishFailed,
+        Self::FlowMissing,
+        Self::KeepFailed,
+        Self::ListenerFailed,
+        Self::ProxyAway,
+        Self::AssignFailed,
+        Self::NoRoute,
+    ];
+
+    /// Its name in `shunt status` and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RememberFailed => "remember_failed",
+            Self::BindFailed => "bind_failed",
+            Self::OwnerUnknown => "owner_unknown",
+            Self::PublishFailed => "publish_failed",
+            Self::FlowMissing => "flow_missing",
+            Self::KeepFailed => "keep_failed",
+            Self::ListenerFailed => "listener_failed",
+            Self::ProxyAway => "proxy_away",
+            Self::AssignFailed => "assign_failed",
+            Self::NoRoute => "no_route",
+        }
+    }
+}

@@ -1,0 +1,48 @@
+use crate::NetnsCookie;
+
+/// How many listeners of one `SO_REUSEPORT` group are known at a time. One is
+/// enough to reach the whole group; the others stand in when it is closed.
+pub const LISTENER_SLOTS: u8 = 8;
+
+/// Key of the map `LISTENERS`: one listening socket of a proxy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub struct ListenerKey {
+    /// The network namespace that it listens in.
+    pub cookie: NetnsCookie,
+    /// The port, host byte order.
+    pub port: u16,
+    /// 4 for `AF_INET`, 6 for `AF_INET6`.
+    pub family: u8,
+    /// Which of the [`LISTENER_SLOTS`].
+    pub slot: u8,
+    /// Always 0.
+    pub pad: u32,
+}
+
+impl ListenerKey {
+    /// The key of one slot.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, port: u16, family: u8, slot: u8) -> Self {
+        Self {
+            cookie,
+            port,
+            family,
+            slot,
+            pad: 0,
+        }
+    }
+}
+
+/// What a program tells the agent, by the ring buffer `EVENTS`: a listener of a
+/// proxy was closed, others of its group may be left that no slot knows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The network namespace that it listened in.
+    pub cookie: NetnsCookie,
+    /// The port, host byte order.
+    pub port: u16,
+    /// Always 0.
+    pub pad: [u16; 3],
+}

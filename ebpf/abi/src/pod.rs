@@ -1,0 +1,140 @@
+/// How many uids, and how many gids, may own a proxy (`-u`, `-g`).
+pub const MAX_OWNERS: usize = 16;
+
+/// How many gids an owner-group list may have
+/// (`ISTIO_OUTBOUND_OWNER_GROUPS`; Istio has the same limit).
+pub const MAX_GROUPS: usize = 64;
+
+/// The settings of one enrolled network namespace: the value of the map `PODS`,
+/// replaced as a whole and therefore never seen half changed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSettings {
+    /// Names the lists of this pod in the maps `PORTS` and `CIDRS`. A new
+    /// version of the settings brings lists under a new number.
+    pub list_set: u32,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// Where the proxy takes outbound connections (`-p`), host byte order.
+    pub outbound_port: u16,
+    /// Where the proxy takes inbound connections (`-z`), host byte order.
+    pub inbound_port: u16,
+    /// The port of the mesh's own tunnel (`-e`), host byte order.
+    pub tunnel_port: u16,
+    /// Where the proxy answers DNS, host byte order.
+    pub dns_port: u16,
+    /// A [`Hairpin`] code.
+    pub hairpin: u32,
+    /// The IPv4 loopback CIDR that is always direct, network byte order.
+    pub loopback4: u32,
+    /// Its mask, network byte order.
+    pub loopback4_mask: u32,
+    /// How many of `uids` count.
+    pub uid_count: u32,
+    /// How many of `gids` count.
+    pub gid_count: u32,
+    /// How many of `groups` count.
+    pub group_count: u32,
+    /// Uids that own a proxy, in order, as the node numbers them.
+    pub uids: [u32; MAX_OWNERS],
+    /// Gids that own a proxy, in order, as the node numbers them.
+    pub gids: [u32; MAX_OWNERS],
+    /// Gids that [`flags::GROUPS_INCLUDE`] or [`flags::GROUPS_EXCLUDE`] speak of.
+    pub groups: [u32; MAX_GROUPS],
+}
+
+impl PodSettings {
+    /// Settings that capture nothing.
+    pub const fn empty() -> Self {
+        Self {
+            list_set: 0,
+            flags: 0,
+            outbound_port: 0,
+            inbound_port: 0,
+            tunnel_port: 0,
+            dns_port: 0,
+            hairpin: Hairpin::Spared as u32,
+            loopback4: u32::from_ne_bytes([127, 0, 0, 1]),
+            loopback4_mask: u32::MAX,
+            uid_count: 0,
+            gid_count: 0,
+            group_count: 0,
+            uids: [0; MAX_OWNERS],
+            gids: [0; MAX_OWNERS],
+            groups: [0; MAX_GROUPS],
+        }
+    }
+
+    /// Whether every bit of `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag == flag
+    }
+}
+
+/// Bits of [`PodSettings::flags`]. A list that is empty has its bit clear, so
+/// that the programs look nothing up for it.
+pub mod flags {
+    /// `-b *`: capture inbound, except the ports of the list and the tunnel's.
+    pub const INBOUND_ALL: u32 = 1 << 0;
+    /// `-b LIST`: capture inbound the ports of the list.
+    pub const INBOUND_LISTED: u32 = 1 << 1;
+    /// `-d` is not empty.
+    pub const INBOUND_EXCLUDES: u32 = 1 << 2;
+    /// The tunnel port is captured inbound like any other.
+    pub const INBOUND_TUNNEL: u32 = 1 << 3;
+    /// `-i *`: capture outbound whatever the destination.
+    pub const OUTBOUND_ALL: u32 = 1 << 4;
+    /// `-i LIST`: capture outbound what is in a CIDR of the list.
+    pub const OUTBOUND_CIDRS: u32 = 1 << 5;
+    /// One of the CIDRs of `-i` is loopback.
+    pub const OUTBOUND_CIDRS_LOOPBACK: u32 = 1 << 6;
+    /// `-x` is not empty.
+    pub const EXCLUDE_CIDRS: u32 = 1 << 7;
+    /// `-q` is not empty.
+    pub const INCLUDE_PORTS: u32 = 1 << 8;
+    /// `-o` is not empty.
+    pub const EXCLUDE_PORTS: u32 = 1 << 9;
+    /// Only sockets of the listed groups are captured.
+    pub const GROUPS_INCLUDE: u32 = 1 << 10;
+    /// Sockets of the listed groups are not captured.
+    pub const GROUPS_EXCLUDE: u32 = 1 << 11;
+    /// `REDIRECT_DNS`: port 53 of the pod's resolvers goes to the DNS port.
+    pub const DNS: u32 = 1 << 12;
+    /// `CAPTURE_ALL_DNS`: so does port 53 of everybody else.
+    pub const DNS_ALL: u32 = 1 << 13;
+    /// IPv6 follows the rules; without it IPv6 passes untouched.
+    pub const IPV6: u32 = 1 << 14;
+    /// IPv4 follows the rules. Clear only where a pod has none to speak of.
+    pub const IPV4: u32 = 1 << 15;
+}
+
+/// What becomes of the proxy's connections to an address of its own pod.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hairpin {
+    /// To the inbound port, the tunnel port spared (Istio from 1.22 on).
+    Spared = 0,
+    /// To the inbound port, the tunnel port too (Istio 1.10 to 1.21, Kuma).
+    Tunnel = 1,
+    /// Anybody's connection to an address of the pod outside loopback goes to
+    /// the outbound port (Istio before 1.10).
+    Legacy = 2,
+    /// Not redirected (Linkerd).
+    None = 3,
+}
+
+impl TryFrom<u32> for Hairpin {
+    type Error = u32;
+
+    #[inline(always)]
+    fn try_from(code: u32) -> Result<Self, u32> {
+        match code {
+            0 => Ok(Self::Spared),
+            1 => Ok(Self::Tunnel),
+            2 => Ok(Self::Legacy),
+            3 => Ok(Self::None),
+            other => Err(other),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+use crate::{Addr, NetnsCookie};
+
+/// How many bits of [`RouteKey`] stand before the address and always have to
+/// match.
+pub const ROUTE_KEY_BITS: u32 = 64;
+
+/// Key of the trie `ROUTES`, without the prefix length that the trie puts
+/// before it: [`ROUTE_KEY_BITS`] plus that of the route (IPv4 counts from 96).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub struct RouteKey {
+    /// The network namespace that has the route.
+    pub cookie: NetnsCookie,
+    /// The destination, or the first of the range.
+    pub addr: Addr,
+}
+
+/// Value of the trie `ROUTES`: what the namespace's routing says of a
+/// destination, as far as the rules ask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The source address that an unbound socket gets; unspecified where it is
+    /// the destination itself (a route of type local without a preferred source).
+    pub source: Addr,
+    /// The interface it leaves through.
+    pub ifindex: u32,
+    /// [`ROUTE_LOCAL`] and [`ROUTE_EXCLUDED`].
+    pub flags: u32,
+}
+
+/// The destination is an address of the namespace itself ("routed to lo").
+pub const ROUTE_LOCAL: u32 = 1 << 0;
+/// The interface is one that the pod excludes (`-c`).
+pub const ROUTE_EXCLUDED: u32 = 1 << 1;

@@ -1,0 +1,49 @@
+//! The agent's side: which of these types may be read from and written to maps.
+
+use crate::{
+    Addr, CidrKey, Counters, Endpoint, Event, FlowKey, KernelOffsets, ListenerKey, PodSettings,
+    PortChunk, PortChunkKey, Route, RouteKey,
+};
+
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => {
+        $(
+            // SAFETY: the type is `repr(C)`, made of integers only, has its
+            // padding spelled out (checked below), and any bits are a value.
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+
+pod!(
+    Addr,
+    CidrKey,
+    Counters,
+    Endpoint,
+    Event,
+    FlowKey,
+    KernelOffsets,
+    ListenerKey,
+    PodSettings,
+    PortChunk,
+    PortChunkKey,
+    Route,
+    RouteKey,
+);
+
+// Sizes as the sum of the fields: a type with hidden padding does not compile.
+const _: () = {
+    assert!(size_of::<Addr>() == 16);
+    assert!(size_of::<CidrKey>() == 24);
+    assert!(size_of::<Counters>() == 8 * 56);
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Event>() == 16);
+    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<KernelOffsets>() == 48);
+    assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<PodSettings>() == 4 * (4 + 6 + 16 + 16 + 64));
+    assert!(size_of::<PortChunk>() == 512);
+    assert!(size_of::<PortChunkKey>() == 8);
+    assert!(size_of::<Route>() == 24);
+    assert!(size_of::<RouteKey>() == 24);
+};
