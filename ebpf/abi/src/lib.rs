@@ -31,7 +31,9 @@ pub use lists::{
 };
 pub use offsets::KernelOffsets;
 pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, flags};
-pub use routes::{ROUTE_EXCLUDED, ROUTE_KEY_BITS, ROUTE_LOCAL, Route, RouteKey};
+pub use routes::{
+    ROUTE_EXCLUDED, ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
+};
 
 /// The kernel's name of a network namespace: never reused while the node runs
 /// (`SO_NETNS_COOKIE`, `bpf_get_netns_cookie`; Linux 5.14). Zero names none.

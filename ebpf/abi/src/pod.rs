@@ -70,6 +70,15 @@ impl PodSettings {
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
     }
+
+    /// Whether the proxy takes redirected connections on `port` (host byte
+    /// order).
+    #[inline(always)]
+    pub const fn is_proxy_port(&self, port: u16) -> bool {
+        port == self.outbound_port
+            || port == self.inbound_port
+            || (self.has(flags::DNS) && port == self.dns_port)
+    }
 }
 
 /// Bits of [`PodSettings::flags`]. A list that is empty has its bit clear, so

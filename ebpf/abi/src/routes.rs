@@ -9,10 +9,22 @@ pub const ROUTE_KEY_BITS: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct RouteKey {
-    /// The network namespace that has the route.
-    pub cookie: NetnsCookie,
+    /// The cookie of the network namespace that has the route, low half first:
+    /// as one number it would be misaligned behind the trie's prefix length.
+    pub cookie: [u32; 2],
     /// The destination, or the first of the range.
     pub addr: Addr,
+}
+
+impl RouteKey {
+    /// The key of a destination in a namespace.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, addr: Addr) -> Self {
+        Self {
+            cookie: [cookie as u32, (cookie >> 32) as u32],
+            addr,
+        }
+    }
 }
 
 /// Value of the trie `ROUTES`: what the namespace's routing says of a
@@ -25,7 +37,7 @@ pub struct Route {
     pub source: Addr,
     /// The interface it leaves through.
     pub ifindex: u32,
-    /// [`ROUTE_LOCAL`] and [`ROUTE_EXCLUDED`].
+    /// [`ROUTE_LOCAL`], [`ROUTE_EXCLUDED`] and [`ROUTE_UNREACHABLE`].
     pub flags: u32,
 }
 
@@ -33,3 +45,5 @@ pub struct Route {
 pub const ROUTE_LOCAL: u32 = 1 << 0;
 /// The interface is one that the pod excludes (`-c`).
 pub const ROUTE_EXCLUDED: u32 = 1 << 1;
+/// The routing table says that nothing can be reached there.
+pub const ROUTE_UNREACHABLE: u32 = 1 << 2;

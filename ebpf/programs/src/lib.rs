@@ -1,0 +1,22 @@
+//! The BPF programs, as a library shared by the two objects that are loaded.
+//!
+//! The way of a connection: [`connect`] decides and rewrites the destination,
+//! [`handshake`] carries the asked-for destination over to the accepted socket,
+//! [`names`] answers who the peer and the original destination are; what comes
+//! from outside the pod is steered by [`lookup`] to a listener that
+//! [`listeners`] knows. [`maps`] says who writes and who reads which map;
+//! [`ctx`], [`kernel`] and
+//! [`storage`] are the only ones that touch raw pointers of the kernel.
+#![no_std]
+
+pub mod connect;
+pub mod counters;
+pub mod ctx;
+pub mod handshake;
+pub mod kernel;
+pub mod listeners;
+pub mod lists;
+pub mod lookup;
+pub mod maps;
+pub mod names;
+pub mod storage;
