@@ -1,0 +1,4 @@
+//! The shunt agent.
+
+pub mod cli;
+pub mod settings;
