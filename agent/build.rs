@@ -16,10 +16,14 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=../ebpf/abi");
     println!("cargo:rerun-if-changed=../ebpf/decide");
     let toolchain = toolchain();
-    if !toolchain.starts_with("nightly") {
-        // A stable compiler builds the core library for the target only so.
-        // SAFETY: a build script has one thread at this point.
-        unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    // SAFETY: a build script has one thread at this point.
+    unsafe {
+        // aya-build shows whatever cargo prints as a warning.
+        env::set_var("CARGO_TERM_QUIET", "true");
+        if !toolchain.starts_with("nightly") {
+            // A stable compiler builds the core library for the target only so.
+            env::set_var("RUSTC_BOOTSTRAP", "1");
+        }
     }
     let programs = Package {
         name: "shunt-programs",

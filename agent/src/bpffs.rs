@@ -19,21 +19,23 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/shunt";
 #[derive(Debug)]
 pub struct PinDir {
     path: PathBuf,
+    names: &'static [&'static str],
     mounted: bool,
 }
 
 impl PinDir {
     /// Makes the directory, on a bpffs: where `path` is on none, one is mounted
-    /// there. Pins that an agent left behind are removed: it has ended, and its
-    /// links with it.
+    /// there. Pins of these `names` that an agent left behind are removed: it has
+    /// ended, and its links with it.
     ///
     /// # Errors
     ///
     /// When the directory cannot be made, mounted or emptied.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, names: &'static [&'static str]) -> Result<Self> {
         let made = fs::create_dir_all(path);
         let mut dir = Self {
             path: path.to_owned(),
+            names,
             mounted: false,
         };
         if made.is_err() || !is_bpffs(path)? {
@@ -78,12 +80,15 @@ impl PinDir {
     }
 
     fn clear(&self) -> Result<()> {
-        let entries = fs::read_dir(&self.path)
-            .with_context(|| format!("cannot list {}", self.path.display()))?;
-        for entry in entries {
-            let pin = entry?.path();
-            fs::remove_file(&pin)
-                .with_context(|| format!("cannot remove the stale pin {}", pin.display()))?;
+        for name in self.names {
+            let pin = self.pin(name);
+            match fs::remove_file(&pin) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove the pin {}", pin.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         Ok(())
     }

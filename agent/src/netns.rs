@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
-    libc, sockopt_impl,
+    getsockopt_impl, libc, sockopt_impl,
     sched::{CloneFlags, setns},
     sys::{
         socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},

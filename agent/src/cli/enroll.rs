@@ -13,7 +13,7 @@ use super::ask;
 use crate::{
     control::Request,
     node::EnrolRequest,
-    settings::{Flags, resolv_conf},
+    settings::{Flags, process_env, resolv_conf},
 };
 
 /// Redirects a network namespace; returns when the redirection is in force.
@@ -40,7 +40,7 @@ impl Enroll {
         let request = EnrolRequest {
             netns: absolute(&self.netns)?,
             resolvers: self.resolvers()?,
-            settings: self.flags.settings()?,
+            settings: self.flags.settings(&process_env)?,
         };
         ask(socket, &Request::Enrol(Box::new(request))).map(drop)
     }
@@ -51,7 +51,7 @@ impl Enroll {
         };
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the resolv.conf {}", path.display()))?;
-        resolv_conf::nameservers(&text).with_context(|| format!("in {}", path.display()))
+        resolv_conf(&text).with_context(|| format!("in {}", path.display()))
     }
 }
 

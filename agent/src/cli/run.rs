@@ -1,8 +1,11 @@
 //! `shunt run`: the agent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use tokio::{
     io::unix::AsyncFd,
@@ -68,15 +71,18 @@ impl Run {
         tokio::task::spawn_blocking(move || thread.join())
             .await
             .context("cannot wait for the node's thread")?
-            .map_err(|_panic| anyhow::anyhow!("the node's thread panicked; its log says where"))
+            .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))
     }
 }
 
 /// Has listeners looked for whenever a program missed them.
 async fn answer_events(mut events: Events, node: NodeHandle) {
-    let Ok(descriptor) = events.as_fd().try_clone_to_owned().and_then(AsyncFd::new) else {
-        tracing::error!("cannot wait for the programs' requests: restarted proxies may be missed");
-        return;
+    let descriptor = match wait_on(&events) {
+        Ok(descriptor) => descriptor,
+        Err(error) => {
+            tracing::error!("restarted proxies may be missed: {error:#}");
+            return;
+        }
     };
     while let Ok(mut ready) = descriptor.readable().await {
         ready.clear_ready();
@@ -85,6 +91,16 @@ async fn answer_events(mut events: Events, node: NodeHandle) {
             node.find_listeners(pods).await;
         }
     }
+}
+
+fn wait_on(events: &Events) -> Result<AsyncFd<OwnedFd>> {
+    let descriptor = events
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot duplicate the ring buffer's descriptor")?;
+    // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
+    unsafe { AsyncFd::register(descriptor) }
+        .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))
 }
 
 /// The line that says that the agent is up: whoever started it may wait for it.

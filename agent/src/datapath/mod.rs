@@ -16,12 +16,11 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps,
-        loaded_programs,
     },
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
-pub use self::pods::Pods;
+pub use self::pods::{CounterReport, Pods};
 use crate::{bpffs::PinDir, netns::Netns};
 
 /// The programs of the node.
@@ -88,9 +87,9 @@ impl Datapath {
         let offsets = offsets::of_running_kernel()?;
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        let pins = PinDir::open(bpffs)?;
+        let pins = PinDir::open(bpffs, MAPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
-        let node = loader(&pins, &offsets, 0)
+        let node = loader(&pins, &offsets, &0)
             .btf(Some(&btf))
             .load(NODE_OBJECT)
             .context("the kernel does not take the maps of the node's programs")?;
@@ -175,7 +174,8 @@ impl Datapath {
     ///
     /// When the kernel refuses.
     pub fn attach_pod(&self, netns: &Netns) -> Result<PodProgram> {
-        let mut object = loader(&self.pins, &self.offsets, netns.cookie())
+        let cookie = netns.cookie();
+        let mut object = loader(&self.pins, &self.offsets, &cookie)
             .btf(None)
             .load(POD_OBJECT)
             .context("the kernel does not take the pod's program")?;
@@ -314,15 +314,14 @@ impl Events {
 fn loader<'a>(
     pins: &PinDir,
     offsets: &'a KernelOffsets,
-    netns: NetnsCookie,
+    netns: &'a NetnsCookie,
 ) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, pins.pin(name));
     }
     loader.override_global("OFFSETS", offsets, true);
-    // Copied by the loader at once; the lifetime is only that of the call.
-    loader.override_global("NETNS", Box::leak(Box::new(netns)), true);
+    loader.override_global("NETNS", netns, true);
     loader
 }
 

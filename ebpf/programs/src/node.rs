@@ -2,7 +2,7 @@
 //! what was found out to what the kernel is told.
 #![no_std]
 #![no_main]
-#![cfg_attr(not(target_arch = "bpf"), allow(missing_docs, reason = "entries are documented"))]
+#![expect(unused_crate_dependencies, reason = "the library uses them")]
 
 use core::ffi::c_void;
 
@@ -23,7 +23,7 @@ const DENY: i32 = 0;
 
 /// connect() of an `AF_INET` socket (Linux 4.17).
 #[cgroup_sock_addr(connect4)]
-pub fn shunt_connect4(ctx: SockAddrContext) -> i32 {
+fn shunt_connect4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
     match connect::connect(call, call.address4()) {
         Outcome::Untouched => PROCEED,
@@ -40,7 +40,7 @@ pub fn shunt_connect4(ctx: SockAddrContext) -> i32 {
 
 /// getpeername() of an `AF_INET` socket (Linux 5.8).
 #[cgroup_sock_addr(getpeername4)]
-pub fn shunt_peername4(ctx: SockAddrContext) -> i32 {
+fn shunt_peername4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
     if let Some(peer) = names::peer(call) {
         call.set_address4(&peer);
@@ -50,21 +50,21 @@ pub fn shunt_peername4(ctx: SockAddrContext) -> i32 {
 
 /// getsockopt() after the kernel's answer (Linux 5.3).
 #[cgroup_sockopt(getsockopt)]
-pub fn shunt_getsockopt(ctx: SockoptContext) -> i32 {
+fn shunt_getsockopt(ctx: SockoptContext) -> i32 {
     names::original_destination(OptionCall::new(ctx.sockopt));
     PROCEED
 }
 
 /// The life of a TCP socket (Linux 4.13).
 #[sock_ops]
-pub fn shunt_sock_ops(ctx: SockOpsContext) -> u32 {
+fn shunt_sock_ops(ctx: SockOpsContext) -> u32 {
     handshake::event(TcpEvent::new(ctx.ops));
     PROCEED as u32
 }
 
 /// The context of an iterator over TCP sockets (`struct bpf_iter__tcp`).
 #[repr(C)]
-pub struct TcpVisit {
+struct TcpVisit {
     meta: *mut c_void,
     sk_common: *mut c_void,
     uid: u32,
@@ -73,7 +73,7 @@ pub struct TcpVisit {
 /// Visits every TCP socket of a namespace (Linux 5.9).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
-pub extern "C" fn shunt_listeners(ctx: *mut TcpVisit) -> i32 {
+extern "C" fn shunt_listeners(ctx: *mut TcpVisit) -> i32 {
     // SAFETY: the context of this run.
     let sk = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).sk_common)) };
     if !sk.is_null() {

@@ -1,6 +1,7 @@
 //! The program of one pod: attached to its network namespace.
 #![no_std]
 #![no_main]
+#![expect(unused_crate_dependencies, reason = "the library uses them")]
 
 use aya_ebpf::{
     bindings::sk_action::{SK_DROP, SK_PASS},
@@ -14,7 +15,7 @@ use shunt_programs::{
 
 /// A packet looks for a listener (Linux 5.9).
 #[sk_lookup]
-pub fn shunt_lookup(ctx: SkLookupContext) -> u32 {
+fn shunt_lookup(ctx: SkLookupContext) -> u32 {
     match lookup::lookup(Arrival::new(ctx.lookup)) {
         Outcome::Untouched | Outcome::Assigned => SK_PASS,
         Outcome::Refused => SK_DROP,
