@@ -7,6 +7,9 @@
     reason = "a command writes for whoever called it"
 )]
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -34,6 +37,8 @@ use crate::{
 /// answer comes from the function that the kernel runs.
 ///
 /// Exit codes: 0 when there is an answer, 2 when the question makes no sense.
+// The variables of the facts begin with SHUNT_EXPLAIN_: in the namespace of a
+// Service called "shunt" Kubernetes sets SHUNT_PORT, to something else.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Examples:
@@ -48,12 +53,12 @@ Examples:
       --src 10.2.0.1 --dst 10.1.1.5 --port 15021 --output json")]
 pub struct Explain {
     /// Which way the connection goes, seen from the pod
-    #[arg(long, env = "SHUNT_DIRECTION")]
+    #[arg(long, env = "SHUNT_EXPLAIN_DIRECTION")]
     direction: Direction,
     /// The uid that opened the socket (outbound)
     #[arg(
         long,
-        env = "SHUNT_UID",
+        env = "SHUNT_EXPLAIN_UID",
         value_name = "N",
         required_if_eq("direction", "outbound")
     )]
@@ -61,34 +66,34 @@ pub struct Explain {
     /// The gid that opened the socket (outbound)
     #[arg(
         long,
-        env = "SHUNT_GID",
+        env = "SHUNT_EXPLAIN_GID",
         value_name = "N",
         required_if_eq("direction", "outbound")
     )]
     gid: Option<u32>,
     /// The source address; 0.0.0.0 or :: for a socket that is not bound
-    #[arg(long, env = "SHUNT_SRC", value_name = "IP")]
+    #[arg(long, env = "SHUNT_EXPLAIN_SRC", value_name = "IP")]
     src: IpAddr,
     /// The destination address
-    #[arg(long, env = "SHUNT_DST", value_name = "IP")]
+    #[arg(long, env = "SHUNT_EXPLAIN_DST", value_name = "IP")]
     dst: IpAddr,
     /// The destination port
-    #[arg(long, env = "SHUNT_PORT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "SHUNT_EXPLAIN_PORT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// The protocol
-    #[arg(long, env = "SHUNT_PROTO", default_value = "tcp")]
+    #[arg(long, env = "SHUNT_EXPLAIN_PROTO", default_value = "tcp")]
     proto: Proto,
     /// The addresses of the pod; if not given, the source when it is neither
     /// loopback nor unspecified (outbound), or the destination (inbound)
     #[arg(
         long,
-        env = "SHUNT_POD_IP",
+        env = "SHUNT_EXPLAIN_POD_IP",
         value_name = "IP,...",
         value_delimiter = ','
     )]
     pod_ip: Vec<IpAddr>,
     /// The interface through which it leaves or comes in, for -c and -k
-    #[arg(long, env = "SHUNT_INTERFACE", value_name = "NAME")]
+    #[arg(long, env = "SHUNT_EXPLAIN_INTERFACE", value_name = "NAME")]
     interface: Option<String>,
     /// The pod's resolv.conf, for --redirect-dns
     #[arg(long, env = "SHUNT_RESOLV_CONF", value_name = "PATH")]
@@ -249,10 +254,11 @@ impl Explain {
         let resolvers = self.resolvers(&settings)?;
         let own = self.own_addresses();
         let facts = self.facts(&settings, &own)?;
-        let families = match own.as_slice() {
+        let families = if self.pod_ip.is_empty() {
             // Nothing is known of the pod: suppose that the rules apply to it.
-            [] => Families { v4: true, v6: true },
-            known => Families::of(known, settings.dual_stack),
+            Families { v4: true, v6: true }
+        } else {
+            Families::of(&own, settings.dual_stack)
         };
         let compiled = compile(
             &settings,

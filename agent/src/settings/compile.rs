@@ -269,3 +269,159 @@ fn without_mapped(net: Ipv6Net) -> Vec<Ipv6Net> {
         .map(|sibling| sibling.trunc())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use shunt_abi::{CidrKey, Hairpin};
+
+    use super::*;
+    use crate::settings::tests::settings;
+
+    fn compiled(args: &str, resolvers: &[&str]) -> Compiled {
+        let resolvers: Vec<IpAddr> = resolvers
+            .iter()
+            .map(|ip| ip.parse().expect("a literal"))
+            .collect();
+        let enrolment = Enrolment {
+            list_set: 7,
+            resolvers: &resolvers,
+            families: Families {
+                v4: true,
+                v6: false,
+            },
+            node_id: &|id| id + 100_000,
+        };
+        compile(&settings(args).expect(args), &enrolment)
+    }
+
+    #[test]
+    fn every_setting_sets_its_flag_and_no_other() {
+        let rows = [
+            ("", 0),
+            ("-b '*'", flags::INBOUND_ALL),
+            ("-b 80", flags::INBOUND_LISTED),
+            ("-b '*' -d 22", flags::INBOUND_ALL | flags::INBOUND_EXCLUDES),
+            ("-b 80 -d 22", flags::INBOUND_LISTED),
+            ("-d 22", 0),
+            ("--tunnel-inbound", flags::INBOUND_TUNNEL),
+            ("-i '*'", flags::OUTBOUND_ALL),
+            ("-i 10.0.0.0/8", flags::OUTBOUND_CIDRS),
+            ("-i 0.0.0.0/0", flags::OUTBOUND_CIDRS),
+            (
+                "-i 127.1.0.0/16",
+                flags::OUTBOUND_CIDRS | flags::OUTBOUND_CIDRS_LOOPBACK,
+            ),
+            (
+                "-i 10.0.0.0/8,::1",
+                flags::OUTBOUND_CIDRS | flags::OUTBOUND_CIDRS_LOOPBACK,
+            ),
+            ("-x 127.0.0.0/8", flags::EXCLUDE_CIDRS),
+            ("-q 80", flags::INCLUDE_PORTS),
+            ("-o 80", flags::EXCLUDE_PORTS),
+            ("--outbound-owner-groups 5", flags::GROUPS_INCLUDE),
+            ("--outbound-owner-groups-exclude 5", flags::GROUPS_EXCLUDE),
+            ("--redirect-dns", flags::DNS),
+            (
+                "--redirect-dns --capture-all-dns",
+                flags::DNS | flags::DNS_ALL,
+            ),
+            ("--capture-all-dns", 0),
+        ];
+        for (args, expected) in rows {
+            let found = compiled(args, &["10.96.0.10"]).pod.flags;
+            assert_eq!(found, expected | flags::IPV4, "{args}");
+        }
+    }
+
+    #[test]
+    fn numbers_arrive_where_the_programs_look_for_them() {
+        let pod = compiled(
+            "-p 1 -z 2 -e 3 --dns-port 4 -u 5,6 -g 7 --outbound-owner-groups 8,9,10 \
+             --outbound-ipv4-loopback-cidr 127.0.9.9/16 --legacy-hairpin",
+            &[],
+        )
+        .pod;
+        assert_eq!(
+            (pod.list_set, pod.outbound_port, pod.inbound_port),
+            (7, 1, 2)
+        );
+        assert_eq!((pod.tunnel_port, pod.dns_port), (3, 4));
+        assert_eq!(
+            (pod.uid_count, pod.uids[..3].to_vec()),
+            (2, vec![100_005, 100_006, 0])
+        );
+        assert_eq!(
+            (pod.gid_count, pod.gids[..2].to_vec()),
+            (1, vec![100_007, 0])
+        );
+        assert_eq!((pod.group_count, pod.groups[2]), (3, 100_010));
+        assert_eq!(pod.loopback4.to_ne_bytes(), [127, 0, 0, 0]);
+        assert_eq!(pod.loopback4_mask.to_ne_bytes(), [255, 255, 0, 0]);
+        assert_eq!(Hairpin::try_from(pod.hairpin), Ok(Hairpin::Legacy));
+    }
+
+    #[test]
+    fn a_range_is_masked_and_kept_once_with_its_prefix_length() {
+        let key = |list: CidrList, ip: &str| CidrKey {
+            list_set: 7,
+            list: list as u32,
+            addr: Addr::from_ip(ip.parse().expect("a literal")),
+        };
+        let args = "-i 10.1.2.3/8,10.0.0.0/8,10.9.9.9,::ffff:10.9.9.9 -x fd00::9/16,10.0.0.0/8";
+        assert_eq!(
+            compiled(args, &[]).cidrs,
+            [
+                (64 + 96 + 8, key(CidrList::OutboundInclude, "10.0.0.0")),
+                (64 + 128, key(CidrList::OutboundInclude, "10.9.9.9")),
+                (64 + 16, key(CidrList::OutboundExclude, "fd00::")),
+                (64 + 96 + 8, key(CidrList::OutboundExclude, "10.0.0.0")),
+            ]
+        );
+    }
+
+    #[test]
+    fn resolvers_are_listed_only_when_somebody_asks_for_them() {
+        let resolvers = ["10.96.0.10", "fd00::a"];
+        assert_eq!(compiled("--redirect-dns", &resolvers).cidrs.len(), 2);
+        assert!(compiled("", &resolvers).cidrs.is_empty());
+        let all = compiled("--redirect-dns --capture-all-dns", &resolvers);
+        assert!(all.cidrs.is_empty());
+    }
+
+    #[test]
+    fn without_a_resolver_there_is_no_dns_capture() {
+        assert_eq!(compiled("--redirect-dns", &[]).pod.flags, flags::IPV4);
+    }
+
+    #[test]
+    fn lists_may_be_as_long_as_they_get() {
+        let cidrs: Vec<String> = (0..10_000)
+            .map(|i| format!("10.{}.{}.0/24", i / 256, i % 256))
+            .collect();
+        let args = format!("-b 1-65535 -o 1-65535 -i {} -q 80", cidrs.join(","));
+        let compiled = compiled(&args, &[]);
+        assert_eq!(compiled.cidrs.len(), 10_000);
+        assert_eq!(compiled.ports.len(), 16 + 16 + 1);
+    }
+
+    #[test]
+    fn the_families_are_those_that_istio_concludes() {
+        let families = |addresses: &[&str], dual_stack| {
+            let ips: Vec<IpAddr> = addresses
+                .iter()
+                .map(|ip| ip.parse().expect("a literal"))
+                .collect();
+            Families::of(&ips, dual_stack).v6
+        };
+        assert!(!families(&["127.0.0.1", "::1", "10.1.1.5"], false));
+        assert!(!families(&["10.1.1.5", "fd00::5"], false));
+        assert!(families(&["10.1.1.5", "fd00::5"], true));
+        assert!(families(
+            &["127.0.0.1", "::1", "fe80::1", "fd00::5", "10.1.1.5"],
+            false
+        ));
+        assert!(!families(&["10.1.1.5", "fe80::1", "::1"], true));
+        assert!(!families(&["::ffff:10.1.1.5"], true));
+        assert!(!families(&[], true));
+    }
+}

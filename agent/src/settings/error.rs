@@ -23,10 +23,14 @@ pub enum Problem {
     #[error("\"{}\" runs backwards; write the lower port first", Excerpt(.0))]
     BackwardRange(String),
     /// `*` beside other items.
-    #[error("\"*\" means everything and stands alone; leave the other items out, or leave out \"*\"")]
+    #[error(
+        "\"*\" means everything and stands alone; leave the other items out, or leave out \"*\""
+    )]
     WildcardAmongOthers,
     /// `*` where everything would be left alone.
-    #[error("\"*\" would leave every destination alone; to capture nothing outbound, leave -i empty")]
+    #[error(
+        "\"*\" would leave every destination alone; to capture nothing outbound, leave -i empty"
+    )]
     ExcludesEverything,
     /// Not an address and not a range of addresses.
     #[error(

@@ -52,3 +52,63 @@ fn nameserver(line: &str) -> Option<&str> {
         Some(_) | None => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_nameserver_is_found_in_order() {
+        let text = "\
+            # nameserver 192.0.2.1\n\
+            ; nameserver 192.0.2.2\n\
+            search default.svc.cluster.local svc.cluster.local\n\
+            nameserver 10.96.0.10\n\
+            nameserver\t10.96.0.11 # the second\n\
+            nameserver fe80::1%eth0\r\n\
+            nameservers 192.0.2.3\n\
+            options ndots:5\n  \
+            nameserver ::ffff:10.96.0.12";
+        let ips = ["10.96.0.10", "10.96.0.11", "fe80::1", "10.96.0.12"];
+        let expected: Vec<IpAddr> = ips.map(|ip| ip.parse().expect("a literal")).to_vec();
+        assert_eq!(resolv_conf(text), Ok(expected));
+        assert_eq!(resolv_conf(""), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_nameserver_that_is_no_address_is_named_with_its_line() {
+        let rows = [
+            (
+                "search x\nnameserver 10.96.0",
+                "line 2: \"nameserver 10.96.0\" does not give an IP address",
+            ),
+            (
+                "nameserver",
+                "line 1: \"nameserver \" does not give an IP address",
+            ),
+            (
+                "nameserver dns.example",
+                "line 1: \"nameserver dns.example\" does not give an IP address",
+            ),
+            (
+                "nameserver %eth0",
+                "line 1: \"nameserver %eth0\" does not give an IP address",
+            ),
+        ];
+        for (text, expected) in rows {
+            let error = resolv_conf(text).expect_err(text);
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_strange(text in "(nameserver|#|;|[ \t\n%:.0-9a-f]|\\PC){0,60}") {
+            if let Err(error) = resolv_conf(&text) {
+                prop_assert!(!error.to_string().contains(char::is_control));
+            }
+        }
+    }
+}

@@ -12,7 +12,9 @@ use super::Problem;
 /// The items of a list: comma separated, blanks around them and empty ones
 /// ignored.
 pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
 }
 
 /// Everything, or what a list says; an empty list is nothing.
@@ -229,7 +231,9 @@ pub(super) fn cidr(item: &str) -> Result<IpNet, Problem> {
     let IpNet::V6(v6) = net else { return Ok(net) };
     let mapped = v6.addr().to_ipv4_mapped();
     let length = v6.prefix_len().checked_sub(96);
-    let v4 = mapped.zip(length).map(|(addr, len)| Ipv4Net::new(addr, len));
+    let v4 = mapped
+        .zip(length)
+        .map(|(addr, len)| Ipv4Net::new(addr, len));
     Ok(match v4 {
         Some(Ok(v4)) => IpNet::V4(v4),
         Some(Err(_)) | None => net,
@@ -254,15 +258,20 @@ pub struct Interfaces(Vec<String>);
 impl Interfaces {
     /// Reads a list of names.
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
-        items(text).map(interface).collect::<Result<_, _>>().map(Self)
+        items(text)
+            .map(interface)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether the interface `name` is meant.
     pub fn contains(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| match pattern.strip_suffix('+') {
-            Some(start) => name.starts_with(start),
-            None => name == pattern,
-        })
+        self.0
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('+') {
+                Some(start) => name.starts_with(start),
+                None => name == pattern,
+            })
     }
 
     /// Whether there are none.

@@ -53,6 +53,18 @@ macro_rules! read_addr6 {
     };
 }
 
+/// The one of two addresses that a family means. Both are read beforehand: of
+/// two branches that each end in a read the compiler makes one read at a
+/// computed place, which the verifier forbids.
+#[inline(always)]
+const fn of_family(family: u32, v4: u32, v6: Addr) -> Addr {
+    if family == AF_INET {
+        Addr::from_v4(v4)
+    } else {
+        v6
+    }
+}
+
 /// A port as the contexts have it: network byte order in the low half.
 #[inline(always)]
 const fn port_from_be(field: u32) -> u16 {
@@ -97,11 +109,7 @@ impl FullSocket {
     /// Its local address; unspecified while it is not bound to one.
     #[inline(always)]
     pub fn source(self) -> Addr {
-        if self.family() == AF_INET {
-            Addr::from_v4(read!(self.0, src_ip4))
-        } else {
-            read_addr6!(self.0, src_ip6)
-        }
+        of_family(self.family(), read!(self.0, src_ip4), read_addr6!(self.0, src_ip6))
     }
 
     /// Its local port; 0 while it has none.
@@ -303,11 +311,7 @@ impl TcpEvent {
     /// Its local address and port.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = if self.family() == AF_INET {
-            Addr::from_v4(read!(self.0, local_ip4))
-        } else {
-            read_addr6!(self.0, local_ip6)
-        };
+        let addr = of_family(self.family(), read!(self.0, local_ip4), read_addr6!(self.0, local_ip6));
         Endpoint::new(addr, self.local_port())
     }
 
@@ -320,11 +324,7 @@ impl TcpEvent {
     /// Its peer's address and port.
     #[inline(always)]
     pub fn remote(self) -> Endpoint {
-        let addr = if self.family() == AF_INET {
-            Addr::from_v4(read!(self.0, remote_ip4))
-        } else {
-            read_addr6!(self.0, remote_ip6)
-        };
+        let addr = of_family(self.family(), read!(self.0, remote_ip4), read_addr6!(self.0, remote_ip6));
         // On both byte orders the port is in the half that a 32-bit swap brings
         // down: the field is `port << 16` on little endian machines.
         let port = u32::from_be(read!(self.0, remote_port)) as u16;
@@ -438,21 +438,13 @@ impl Arrival {
     /// Where it was sent to.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = if self.family() == AF_INET {
-            Addr::from_v4(read!(self.0, local_ip4))
-        } else {
-            read_addr6!(self.0, local_ip6)
-        };
+        let addr = of_family(self.family(), read!(self.0, local_ip4), read_addr6!(self.0, local_ip6));
         Endpoint::new(addr, read!(self.0, local_port) as u16)
     }
 
     /// Where it came from.
     #[inline(always)]
     pub fn remote_addr(self) -> Addr {
-        if self.family() == AF_INET {
-            Addr::from_v4(read!(self.0, remote_ip4))
-        } else {
-            read_addr6!(self.0, remote_ip6)
-        }
+        of_family(self.family(), read!(self.0, remote_ip4), read_addr6!(self.0, remote_ip6))
     }
 }
