@@ -21,7 +21,9 @@ use shunt::{
 /// command line or a setting makes no sense. In all but the first case nothing
 /// has changed.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Examples:
   Start the agent, then redirect a pod as Istio's init container does:
     shunt run &
@@ -29,7 +31,8 @@ Examples:
       -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020
   See what is redirected, and stop it:
     shunt status
-    shunt unenroll --netns /run/netns/pod")]
+    shunt unenroll --netns /run/netns/pod"
+)]
 struct Shunt {
     /// The agent's control socket
     #[arg(

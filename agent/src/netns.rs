@@ -9,8 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
-    getsockopt_impl, libc, sockopt_impl,
+    getsockopt_impl, libc,
     sched::{CloneFlags, setns},
+    sockopt_impl,
     sys::{
         socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
         statfs::{NSFS_MAGIC, fstatfs},

@@ -229,7 +229,10 @@ impl Node {
             &Enrolment {
                 list_set: self.list_sets,
                 resolvers: &request.resolvers,
-                families: Families { v4: true, v6: false },
+                families: Families {
+                    v4: true,
+                    v6: false,
+                },
                 node_id: &|id| id,
             },
         );

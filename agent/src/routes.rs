@@ -14,11 +14,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
-use shunt_abi::{Addr, NetnsCookie, ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey};
+use shunt_abi::{
+    Addr, NetnsCookie, ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
+};
 
 use crate::netns::Netns;
 
@@ -41,7 +41,10 @@ pub fn read(netns: &Netns) -> Result<RouteTable> {
             .block_on(read_current())
     })?;
     table.with_context(|| {
-        format!("cannot read the routing table of {}", netns.path().display())
+        format!(
+            "cannot read the routing table of {}",
+            netns.path().display()
+        )
     })
 }
 

@@ -77,8 +77,8 @@ impl Unenroll {
 /// The path as the agent has to see it: it runs in another directory, and its
 /// `/proc/self` is another process.
 fn absolute(path: &Path) -> Result<PathBuf> {
-    let path = std::path::absolute(path)
-        .with_context(|| format!("{} is no path", path.display()))?;
+    let path =
+        std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))?;
     Ok(match path.strip_prefix("/proc/self") {
         Ok(rest) => Path::new("/proc")
             .join(std::process::id().to_string())
@@ -100,6 +100,10 @@ mod tests {
         );
         let named = absolute(Path::new("/run/netns/a")).expect("it is a path");
         assert_eq!(named, PathBuf::from("/run/netns/a"));
-        assert!(absolute(Path::new("here")).expect("it is a path").is_absolute());
+        assert!(
+            absolute(Path::new("here"))
+                .expect("it is a path")
+                .is_absolute()
+        );
     }
 }

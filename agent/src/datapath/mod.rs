@@ -14,9 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps,
-    },
+    programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
@@ -36,6 +34,7 @@ const MAPS: &[&str] = &[
     "COUNTERS",
     "EVENTS",
     "FLOWS",
+    "INTERFACES",
     "LISTENERS",
     "ORIGINAL_DST",
     "PODS",
@@ -132,7 +131,10 @@ impl Datapath {
                 program.load()?;
                 program.attach(cgroup, mode)?;
             }
-            other => bail!("{name} is of type {:?}, which hangs on no cgroup", other.prog_type()),
+            other => bail!(
+                "{name} is of type {:?}, which hangs on no cgroup",
+                other.prog_type()
+            ),
         }
         Ok(())
     }
@@ -209,7 +211,9 @@ impl Datapath {
     pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
         let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
         let link = visitor.attach().context("cannot start the iterator")?;
-        let link = visitor.take_link(link).context("cannot keep the iterator")?;
+        let link = visitor
+            .take_link(link)
+            .context("cannot keep the iterator")?;
         // An iterator sees the namespace of the thread that opens it.
         netns.within(|| {
             let mut visits = link.into_file().context("cannot open the iterator")?;
@@ -311,11 +315,7 @@ impl Events {
 
 /// A loader that finds or pins every map, and sets what the programs have to
 /// know of this kernel and, for a pod's copy, of its namespace.
-fn loader<'a>(
-    pins: &PinDir,
-    offsets: &'a KernelOffsets,
-    netns: &'a NetnsCookie,
-) -> EbpfLoader<'a> {
+fn loader<'a>(pins: &PinDir, offsets: &'a KernelOffsets, netns: &'a NetnsCookie) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, pins.pin(name));

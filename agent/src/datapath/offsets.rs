@@ -49,15 +49,17 @@ fn bits_within(btf: &Btf, ty: &Type, member: &str) -> Option<u32> {
     let (Type::Struct(of) | Type::Union(of)) = ty else {
         return None;
     };
-    of.members.iter().find_map(|candidate| match &candidate.name {
-        Some(name) if name == member => Some(candidate.offset),
-        Some(name) if !name.is_empty() => None,
-        _ => {
-            let inner = btf.get_type_by_id(candidate.type_id).ok()?;
-            let bits = bits_within(btf, &inner.base_type, member)?;
-            Some(candidate.offset + bits)
-        }
-    })
+    of.members
+        .iter()
+        .find_map(|candidate| match &candidate.name {
+            Some(name) if name == member => Some(candidate.offset),
+            Some(name) if !name.is_empty() => None,
+            _ => {
+                let inner = btf.get_type_by_id(candidate.type_id).ok()?;
+                let bits = bits_within(btf, &inner.base_type, member)?;
+                Some(candidate.offset + bits)
+            }
+        })
 }
 
 #[cfg(test)]

@@ -205,7 +205,13 @@ mod tests {
         let mut two = Counters::ZERO;
         two.by_rule[Rule::OutIncludedCidr as usize] = 3;
         let report = report(&sum([one, two].iter()));
-        assert_eq!(report.rules, BTreeMap::from([("outbound 11".to_owned(), 5)]));
-        assert_eq!(report.errors, BTreeMap::from([("proxy_away".to_owned(), 1)]));
+        assert_eq!(
+            report.rules,
+            BTreeMap::from([("outbound 11".to_owned(), 5)])
+        );
+        assert_eq!(
+            report.errors,
+            BTreeMap::from([("proxy_away".to_owned(), 1)])
+        );
     }
 }

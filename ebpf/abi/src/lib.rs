@@ -32,7 +32,8 @@ pub use lists::{
 pub use offsets::KernelOffsets;
 pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, flags};
 pub use routes::{
-    ROUTE_EXCLUDED, ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
+    INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, InterfaceKey, ROUTE_KEY_BITS, ROUTE_LOCAL,
+    ROUTE_UNREACHABLE, Route, RouteKey,
 };
 
 /// The kernel's name of a network namespace: never reused while the node runs

@@ -114,6 +114,8 @@ pub mod flags {
     pub const DNS_ALL: u32 = 1 << 13;
     /// IPv6 follows the rules; without it IPv6 passes untouched.
     pub const IPV6: u32 = 1 << 14;
+    /// Some interfaces are excluded or virtual (`-c`, `-k`).
+    pub const INTERFACES: u32 = 1 << 16;
     /// IPv4 follows the rules. Clear only where a pod has none to speak of.
     pub const IPV4: u32 = 1 << 15;
 }

@@ -1,7 +1,7 @@
 //! connect(): decide, remember what was asked for, rewrite.
 
 use shunt_abi::{
-    Addr, Endpoint, ErrorCode, NO_OWNER, NetnsCookie, ROUTE_EXCLUDED, ROUTE_LOCAL,
+    Addr, Endpoint, ErrorCode, INTERFACE_EXCLUDED, NO_OWNER, NetnsCookie, ROUTE_LOCAL,
     ROUTE_UNREACHABLE, Route,
 };
 use shunt_decide::{Outbound, Protocol, outbound};
@@ -11,7 +11,8 @@ use crate::{
     ctx::{AF_INET, AddressCall, TCP},
     kernel,
     lists::{self, PodLists},
-    maps::{ASKED, PODS},
+    maps::ASKED,
+    pods,
 };
 
 /// What becomes of a call to connect().
@@ -33,8 +34,7 @@ const ENETUNREACH: i32 = 101;
 #[inline(always)]
 pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
     let netns = call.netns();
-    // SAFETY: the agent replaces settings as a whole, by another element.
-    let Some(settings) = (unsafe { PODS.get(&netns) }) else {
+    let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
     if call.protocol() != TCP {
@@ -53,7 +53,8 @@ pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
         uid,
         gid,
         to_self: path.route.flags & ROUTE_LOCAL != 0,
-        interface_excluded: path.route.flags & ROUTE_EXCLUDED != 0,
+        interface_excluded: lists::interface(netns, settings, path.ifindex) & INTERFACE_EXCLUDED
+            != 0,
     };
     let lists = PodLists {
         list_set: settings.list_set,
@@ -80,6 +81,8 @@ struct Path {
     destination: Addr,
     /// The route there; unreachable where there is none.
     route: Route,
+    /// The interface: the one that the socket is bound to, or the route's.
+    ifindex: u32,
 }
 
 impl Path {
@@ -104,11 +107,13 @@ impl Path {
         } else {
             route.source
         };
+        let device = call.socket().device();
         Self {
             source,
             bound,
             destination,
             route,
+            ifindex: if device == 0 { route.ifindex } else { device },
         }
     }
 }

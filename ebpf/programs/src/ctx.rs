@@ -71,17 +71,15 @@ const fn port_from_be(field: u32) -> u16 {
     u16::from_be(field as u16)
 }
 
+/// A helper of the kernel did not do what it was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct HelperFailed;
+
 /// A socket that a context or an iterator gave, alive while the program runs.
 #[derive(Clone, Copy)]
 pub struct Socket(*mut c_void);
 
 impl Socket {
-    /// A socket of a kernel structure that the verifier knows by its BTF type.
-    #[inline(always)]
-    pub const fn from_btf(sk: *mut c_void) -> Self {
-        Self(sk)
-    }
-
     /// The pointer, for helpers.
     #[inline(always)]
     pub const fn as_ptr(self) -> *mut c_void {
@@ -109,7 +107,17 @@ impl FullSocket {
     /// Its local address; unspecified while it is not bound to one.
     #[inline(always)]
     pub fn source(self) -> Addr {
-        of_family(self.family(), read!(self.0, src_ip4), read_addr6!(self.0, src_ip6))
+        of_family(
+            self.family(),
+            read!(self.0, src_ip4),
+            read_addr6!(self.0, src_ip6),
+        )
+    }
+
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), or 0.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        read!(self.0, bound_dev_if)
     }
 
     /// Its local port; 0 while it has none.
@@ -194,7 +202,7 @@ impl AddressCall {
     ///
     /// Fails when the address is not the namespace's, or the socket has a port.
     #[inline(always)]
-    pub fn bind(self, source: &Addr) -> Result<(), ()> {
+    pub fn bind(self, source: &Addr) -> Result<(), HelperFailed> {
         let done = if self.family() == AF_INET {
             let mut to = SockAddr4 {
                 family: AF_INET as u16,
@@ -217,7 +225,7 @@ impl AddressCall {
             // SAFETY: the context of this run, and a sockaddr_in6 of that size.
             unsafe { bpf_bind(self.0, addr_of_mut!(to).cast(), len) }
         };
-        if done == 0 { Ok(()) } else { Err(()) }
+        if done == 0 { Ok(()) } else { Err(HelperFailed) }
     }
 }
 
@@ -311,7 +319,11 @@ impl TcpEvent {
     /// Its local address and port.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = of_family(self.family(), read!(self.0, local_ip4), read_addr6!(self.0, local_ip6));
+        let addr = of_family(
+            self.family(),
+            read!(self.0, local_ip4),
+            read_addr6!(self.0, local_ip6),
+        );
         Endpoint::new(addr, self.local_port())
     }
 
@@ -324,7 +336,11 @@ impl TcpEvent {
     /// Its peer's address and port.
     #[inline(always)]
     pub fn remote(self) -> Endpoint {
-        let addr = of_family(self.family(), read!(self.0, remote_ip4), read_addr6!(self.0, remote_ip6));
+        let addr = of_family(
+            self.family(),
+            read!(self.0, remote_ip4),
+            read_addr6!(self.0, remote_ip6),
+        );
         // On both byte orders the port is in the half that a 32-bit swap brings
         // down: the field is `port << 16` on little endian machines.
         let port = u32::from_be(read!(self.0, remote_port)) as u16;
@@ -438,13 +454,55 @@ impl Arrival {
     /// Where it was sent to.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = of_family(self.family(), read!(self.0, local_ip4), read_addr6!(self.0, local_ip6));
+        let addr = of_family(
+            self.family(),
+            read!(self.0, local_ip4),
+            read_addr6!(self.0, local_ip6),
+        );
         Endpoint::new(addr, read!(self.0, local_port) as u16)
+    }
+
+    /// The index of the interface that it came in through (Linux 5.17). For a
+    /// packet from inside it is not that of loopback.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        read!(self.0, ingress_ifindex)
     }
 
     /// Where it came from.
     #[inline(always)]
     pub fn remote_addr(self) -> Addr {
-        of_family(self.family(), read!(self.0, remote_ip4), read_addr6!(self.0, remote_ip6))
+        of_family(
+            self.family(),
+            read!(self.0, remote_ip4),
+            read_addr6!(self.0, remote_ip6),
+        )
+    }
+}
+
+/// What an iterator over TCP sockets sees (`struct bpf_iter__tcp`).
+#[derive(Clone, Copy)]
+pub struct Visit(*mut TcpVisit);
+
+/// `struct bpf_iter__tcp`
+#[repr(C)]
+pub struct TcpVisit {
+    meta: *mut c_void,
+    sk_common: *mut c_void,
+    uid: u32,
+}
+
+impl Visit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut TcpVisit) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket; `None` after the last one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk = read!(self.0, sk_common);
+        (!sk.is_null()).then_some(Socket(sk))
     }
 }

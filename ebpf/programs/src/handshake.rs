@@ -16,7 +16,8 @@ use crate::{
     counters,
     ctx::{Socket, TcpEvent},
     listeners,
-    maps::{ASKED, FLOWS, ORIGINAL_DST, PODS},
+    maps::{ASKED, FLOWS, ORIGINAL_DST},
+    pods,
 };
 
 /// Follows a TCP socket.
@@ -44,7 +45,7 @@ fn publish(event: TcpEvent, socket: Socket) {
     let key = flow(netns, &event.local(), &event.remote());
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
-    if FLOWS.insert(&key, asked, 0).is_err() {
+    if FLOWS.insert(key, asked, 0).is_err() {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
 }
@@ -54,7 +55,7 @@ fn publish(event: TcpEvent, socket: Socket) {
 fn withdraw(event: TcpEvent, socket: Socket) {
     if ASKED.get(socket).is_some() {
         let key = flow(event.netns(), &event.local(), &event.remote());
-        let _ = FLOWS.remove(&key);
+        let _ = FLOWS.remove(key);
     }
 }
 
@@ -62,25 +63,27 @@ fn withdraw(event: TcpEvent, socket: Socket) {
 #[inline(always)]
 fn take(event: TcpEvent, socket: Socket) {
     let port = event.local_port();
-    if ORIGINAL_DST.get(socket).is_some_and(|kept| kept.port != port) {
+    if ORIGINAL_DST
+        .get(socket)
+        .is_some_and(|kept| kept.port != port)
+    {
         // Steered here by sk_lookup: its own local address is the answer.
         return;
     }
     let netns = event.netns();
-    // SAFETY: the agent replaces settings as a whole, by another element.
-    if !unsafe { PODS.get(&netns) }.is_some_and(|settings| settings.is_proxy_port(port)) {
+    if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
         return;
     }
     let key = flow(netns, &event.remote(), &event.local());
     // SAFETY: an element is written once and removed by the two ends of one
     // connection; this is one of them, the other still waits.
-    let Some(asked) = (unsafe { FLOWS.get(&key) }).copied() else {
+    let Some(asked) = (unsafe { FLOWS.get(key) }).copied() else {
         return;
     };
     if ORIGINAL_DST.set(socket, asked).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
-    let _ = FLOWS.remove(&key);
+    let _ = FLOWS.remove(key);
 }
 
 #[inline(always)]

@@ -19,4 +19,5 @@ pub mod lists;
 pub mod lookup;
 pub mod maps;
 pub mod names;
+pub mod pods;
 pub mod storage;

@@ -12,7 +12,8 @@ use crate::{
     counters,
     ctx::{AF_INET, Socket, TcpEvent},
     kernel,
-    maps::{LISTENERS, ORIGINAL_DST, PODS},
+    maps::{LISTENERS, ORIGINAL_DST},
+    pods,
 };
 
 /// `TCP_LISTEN`
@@ -42,8 +43,7 @@ pub fn opened(event: TcpEvent, socket: Socket) {
 /// An iterator has come to a TCP socket: one that called listen() before its
 /// namespace was enrolled, or that found no free slot then.
 #[inline(always)]
-pub fn visited(sk: *mut c_void) {
-    let socket = Socket::from_btf(sk);
+pub fn visited(socket: Socket) {
     let Some(found) = kernel::tcp_socket(socket) else {
         return;
     };
@@ -62,7 +62,7 @@ pub fn visited(sk: *mut c_void) {
             bpf_map_update_elem(
                 map(),
                 core::ptr::from_mut(key).cast(),
-                sk,
+                socket.as_ptr(),
                 u64::from(BPF_NOEXIST),
             )
         }
@@ -83,8 +83,7 @@ impl Listener {
     #[inline(always)]
     fn remember(&self, socket: Socket, add: impl Fn(&mut ListenerKey) -> i64) {
         let (netns, port) = (self.netns, self.local.port);
-        // SAFETY: the agent replaces settings as a whole, by another element.
-        if !unsafe { PODS.get(&netns) }.is_some_and(|settings| settings.is_proxy_port(port)) {
+        if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
             return;
         }
         let mark = Endpoint::new(Addr::default(), port);

@@ -4,12 +4,12 @@ use core::ptr;
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use shunt_abi::{
-    Addr, CidrKey, CidrList, LIST_KEY_BITS, NetnsCookie, PortChunkKey, PortList, ROUTE_KEY_BITS,
-    Route, RouteKey,
+    Addr, CidrKey, CidrList, InterfaceKey, LIST_KEY_BITS, NetnsCookie, PodSettings, PortChunkKey,
+    PortList, ROUTE_KEY_BITS, Route, RouteKey, flags,
 };
 use shunt_decide::Lists;
 
-use crate::maps::{CIDRS, PORTS, ROUTES};
+use crate::maps::{CIDRS, INTERFACES, PORTS, ROUTES};
 
 /// The lists of one version of one pod's settings.
 pub struct PodLists {
@@ -23,7 +23,7 @@ impl Lists for PodLists {
         let key = PortChunkKey::of(self.list_set, list, port);
         // SAFETY: the agent replaces lists only under a new number, so nobody
         // writes what is read here.
-        unsafe { PORTS.get(&key) }.is_some_and(|chunk| chunk.contains(port))
+        unsafe { PORTS.get(key) }.is_some_and(|chunk| chunk.contains(port))
     }
 
     #[inline(always)]
@@ -48,6 +48,17 @@ pub fn route(netns: NetnsCookie, to: &Addr) -> Option<Route> {
         data: RouteKey::new(netns, *to),
     };
     ROUTES.get(key.as_key()).copied()
+}
+
+/// What the pod's settings say of an interface, as `INTERFACE_…` bits.
+#[inline(always)]
+pub fn interface(netns: NetnsCookie, settings: &PodSettings, ifindex: u32) -> u32 {
+    if !settings.has(flags::INTERFACES) {
+        return 0;
+    }
+    let key = InterfaceKey::new(netns, ifindex);
+    // SAFETY: a word is read in one go, whoever writes it.
+    unsafe { INTERFACES.get(key) }.copied().unwrap_or(0)
 }
 
 /// aya's key of a trie, aligned: as a packed structure it would be put together

@@ -2,7 +2,8 @@
 
 use aya_ebpf::{Global, programs::SkLookupContext};
 use shunt_abi::{
-    ErrorCode, Event, LISTENER_SLOTS, ListenerKey, NetnsCookie, ROUTE_LOCAL,
+    ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
+    NetnsCookie, ROUTE_LOCAL,
 };
 use shunt_decide::{Inbound, inbound};
 
@@ -10,7 +11,8 @@ use crate::{
     counters,
     ctx::{AF_INET, Arrival, TCP},
     lists::{self, PodLists},
-    maps::{EVENTS, LISTENERS, PODS},
+    maps::{EVENTS, LISTENERS},
+    pods,
 };
 
 /// The namespace that this copy of the program is attached to. No helper tells
@@ -36,11 +38,11 @@ pub fn lookup(arrival: Arrival) -> Outcome {
         return Outcome::Untouched;
     }
     let netns = NETNS.load();
-    // SAFETY: the agent replaces settings as a whole, by another element.
-    let Some(settings) = (unsafe { PODS.get(&netns) }) else {
+    let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
     let local = arrival.local();
+    let interface = lists::interface(netns, settings, arrival.ifindex());
     let facts = Inbound {
         destination: local.addr,
         port: local.port,
@@ -48,8 +50,8 @@ pub fn lookup(arrival: Arrival) -> Outcome {
         // An own source can only come from inside; from outside it is a martian.
         from_self: lists::route(netns, &arrival.remote_addr())
             .is_some_and(|route| route.flags & ROUTE_LOCAL != 0),
-        interface_excluded: false,
-        interface_virtual: false,
+        interface_excluded: interface & INTERFACE_EXCLUDED != 0,
+        interface_virtual: interface & INTERFACE_VIRTUAL != 0,
     };
     let lists = PodLists {
         list_set: settings.list_set,

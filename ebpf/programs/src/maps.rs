@@ -11,8 +11,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use shunt_abi::{
-    CidrKey, Counters, Endpoint, Event, FlowKey, ListenerKey, NetnsCookie, PodSettings, PortChunk,
-    PortChunkKey, Route, RouteKey,
+    CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
+    PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
 };
 
 use crate::storage::SocketStorage;
@@ -44,6 +44,12 @@ pub static CIDRS: LpmTrie<CidrKey, u32, 16_777_216> = LpmTrie::new();
 #[btf_map]
 pub static ROUTES: LpmTrie<RouteKey, Route, 4_194_304> = LpmTrie::new();
 
+/// The pods' interfaces that are excluded or virtual. Written by the agent, kept
+/// current from rtnetlink; read by `connect` and `sk_lookup`, for pods that have
+/// such.
+#[btf_map]
+pub static INTERFACES: HashMap<InterfaceKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
+
 /// The proxies' listeners. Written by `sock_ops` when a proxy calls listen() and
 /// by the iterator for those that did before; read by `sk_lookup`. The kernel
 /// removes a socket that is closed.
@@ -66,8 +72,7 @@ pub static ASKED: SocketStorage<Endpoint, NO_PREALLOC> = SocketStorage::new();
 /// it inherits; `sock_ops` puts the published destination in its place. Read by
 /// `getsockopt`.
 #[btf_map]
-pub static ORIGINAL_DST: SocketStorage<Endpoint, { NO_PREALLOC | CLONE }> =
-    SocketStorage::new();
+pub static ORIGINAL_DST: SocketStorage<Endpoint, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 
 /// What was decided and what went wrong, by pod. Created by the agent; written
 /// by every program.

@@ -4,15 +4,13 @@
 #![no_main]
 #![expect(unused_crate_dependencies, reason = "the library uses them")]
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
     macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops},
     programs::{SockAddrContext, SockOpsContext, SockoptContext},
 };
 use shunt_programs::{
     connect::{self, Outcome},
-    ctx::{AddressCall, OptionCall, TcpEvent, fail_with},
+    ctx::{AddressCall, OptionCall, TcpEvent, TcpVisit, Visit, fail_with},
     handshake, listeners, names,
 };
 
@@ -62,22 +60,12 @@ fn shunt_sock_ops(ctx: SockOpsContext) -> u32 {
     PROCEED as u32
 }
 
-/// The context of an iterator over TCP sockets (`struct bpf_iter__tcp`).
-#[repr(C)]
-struct TcpVisit {
-    meta: *mut c_void,
-    sk_common: *mut c_void,
-    uid: u32,
-}
-
 /// Visits every TCP socket of a namespace (Linux 5.9).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 extern "C" fn shunt_listeners(ctx: *mut TcpVisit) -> i32 {
-    // SAFETY: the context of this run.
-    let sk = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).sk_common)) };
-    if !sk.is_null() {
-        listeners::visited(sk);
+    if let Some(socket) = Visit::new(ctx).socket() {
+        listeners::visited(socket);
     }
     0
 }

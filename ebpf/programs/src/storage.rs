@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
 };
 
-use crate::ctx::Socket;
+use crate::ctx::{HelperFailed, Socket};
 
 /// A `BPF_MAP_TYPE_SK_STORAGE` map (Linux 5.2; in `sock_ops` 5.8, in
 /// `sockopt` 5.9, in iterators 5.13).
@@ -67,7 +67,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     ///
     /// Fails when there is no memory for it.
     #[inline(always)]
-    pub fn set(&self, socket: Socket, mut value: T) -> Result<(), ()>
+    pub fn set(&self, socket: Socket, mut value: T) -> Result<(), HelperFailed>
     where
         T: Copy,
     {
@@ -83,7 +83,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         }
         .cast::<T>();
         if kept.is_null() {
-            return Err(());
+            return Err(HelperFailed);
         }
         // SAFETY: not null, so a value of this map; created with `value`, or an
         // older one that is replaced here.
