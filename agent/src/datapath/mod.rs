@@ -39,13 +39,20 @@ const MAPS: &[&str] = &[
     "ORIGINAL_DST",
     "PODS",
     "PORTS",
+    "QUESTIONS",
     "ROUTES",
 ];
 
 /// The programs that hang on the cgroup root.
 const CGROUP_PROGRAMS: &[&str] = &[
     "shunt_connect4",
+    "shunt_connect6",
+    "shunt_sendmsg4",
+    "shunt_sendmsg6",
+    "shunt_recvmsg4",
+    "shunt_recvmsg6",
     "shunt_peername4",
+    "shunt_peername6",
     "shunt_getsockopt",
     "shunt_sock_ops",
 ];

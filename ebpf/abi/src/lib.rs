@@ -13,6 +13,7 @@
 
 mod addr;
 mod counters;
+mod dns;
 mod flow;
 mod listeners;
 mod lists;
@@ -24,6 +25,7 @@ mod user;
 
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
+pub use dns::{QUESTION_SLOTS, Questions};
 pub use flow::{Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey};
 pub use lists::{
