@@ -180,6 +180,12 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Tests,
+        "busybox-static",
+        Sign::Program("busybox"),
+        "the HTTP server of the tests and the demo",
+    ),
+    package(
+        For::Tests,
         "bpftool",
         Sign::Program("bpftool"),
         "shows what is attached, and what the maps hold",

@@ -1,8 +1,8 @@
 //! The Rust toolchain for the BPF crate.
 //!
 //! The BPF target comes without a compiled `core`: cargo builds it from the
-//! library source (`-Z build-std`), so the toolchain needs that source, and has
-//! to be a nightly or to be told with `RUSTC_BOOTSTRAP=1` to act like one.
+//! library source (`-Z build-std`), so the toolchain needs that source. A stable
+//! compiler does it as a nightly does when `RUSTC_BOOTSTRAP=1` says so.
 //!
 //! `agent/build.rs` and this module agree on the order: the toolchain that
 //! `SHUNT_BPF_TOOLCHAIN` names, else [`LINKED`] if rustup knows it, else
@@ -54,10 +54,6 @@ impl Version {
         })
     }
 
-    fn is_nightly(&self) -> bool {
-        self.release.ends_with("-nightly") || self.release.ends_with("-dev")
-    }
-
     fn minor(&self) -> Option<(u32, u32)> {
         let mut parts = self.release.split('.');
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -107,22 +103,14 @@ impl Toolchain {
         self.dir == Path::new(DEBIAN)
     }
 
-    /// Whether `-Z` has to be unlocked.
-    fn needs_bootstrap(&self) -> bool {
-        !self.version.is_nightly()
-    }
-
     /// cargo of this toolchain, allowed to use `-Z`.
     pub(crate) fn cargo(&self, purpose: &str) -> Step {
         let step = match &self.name {
             Some(name) => Step::new("rustup", purpose).args(["run", name, "cargo"]),
             None => Step::new("cargo", purpose),
         };
-        if self.needs_bootstrap() {
-            step.env("RUSTC_BOOTSTRAP", "1")
-        } else {
-            step
-        }
+        // To a nightly it makes no difference.
+        step.env("RUSTC_BOOTSTRAP", "1")
     }
 }
 
@@ -364,7 +352,6 @@ mod tests {
     fn rustc_version_is_read() {
         let version = Version::parse(VERBOSE).expect("it is rustc's own output");
         assert_eq!(version.to_string(), "rustc 1.97.0-nightly, LLVM 22");
-        assert!(version.is_nightly());
         assert_eq!(version.minor(), Some((1, 97)));
         assert_eq!(Version::parse("rustc 1.95.0"), None);
     }
@@ -488,11 +475,5 @@ mod tests {
     fn debians_toolchain_is_known_by_its_place() {
         assert!(debian().is_debians());
         assert!(!nightly(22, true).is_debians());
-    }
-
-    #[test]
-    fn only_what_is_no_nightly_is_unlocked() {
-        assert!(debian().needs_bootstrap());
-        assert!(!nightly(22, true).needs_bootstrap());
     }
 }
