@@ -135,7 +135,7 @@ impl Missing {
             .filter(|package| !debian_only.contains(&package.needed))
             .map(|package| package.by_sign())
             .collect();
-        if let Choice::Debian(why) = &self.choice {
+        if let Choice::Debian { why, .. } = &self.choice {
             lines.push(format!(
                 "  a toolchain for the BPF crate ({why}): rustup toolchain install nightly --component rust-src,clippy"
             ));
@@ -158,7 +158,7 @@ impl Missing {
         let llvm = self.linker.llvm();
         let (toolchain, why) = match self.choice {
             Choice::Use(toolchain, why) => (toolchain, why.to_owned()),
-            Choice::Debian(why) => {
+            Choice::Debian { why, .. } => {
                 say(format!(
                     "linking Debian's Rust toolchain as rustup's {}: it builds the BPF crate, because {why}",
                     toolchain::LINKED
@@ -197,7 +197,7 @@ impl Missing {
 /// Which rows of the package table matter.
 fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) -> Vec<For> {
     let (install_debians, use_debians) = match choice {
-        Choice::Debian(_) => (true, true),
+        Choice::Debian { install, .. } => (*install, true),
         Choice::Use(toolchain, _) => (false, toolchain.is_debians()),
     };
     [
@@ -218,7 +218,10 @@ mod tests {
     use super::*;
 
     fn debian() -> Choice {
-        Choice::Debian("there is no nightly".to_owned())
+        Choice::Debian {
+            why: "there is no nightly".to_owned(),
+            install: true,
+        }
     }
 
     fn missing(linker: Linker) -> Missing {

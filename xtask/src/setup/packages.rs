@@ -35,6 +35,8 @@ pub(crate) enum Sign {
     File(&'static str),
     /// `python3 -m NAME` works.
     PythonModule(&'static str),
+    /// Another module looked, and asks for it only when it is not there.
+    Asked,
 }
 
 impl Sign {
@@ -46,6 +48,7 @@ impl Sign {
                 .args(["-m", name, "--version"])
                 .output()
                 .is_ok(),
+            Self::Asked => false,
         }
     }
 
@@ -54,6 +57,7 @@ impl Sign {
             Self::Program(name) => format!("the program {name}"),
             Self::File(path) => format!("the file {path}"),
             Self::PythonModule(name) => format!("Python's module {name}"),
+            Self::Asked => "its content".to_owned(),
         }
     }
 }
@@ -103,19 +107,19 @@ pub(crate) const TABLE: &[Package] = &[
     package(
         For::Toolchain,
         "rustc-web",
-        Sign::File("/usr/bin/rustc"),
+        Sign::Asked,
         "a compiler with the BPF target and the matching library source",
     ),
     package(
         For::Toolchain,
         "cargo-web",
-        Sign::File("/usr/bin/cargo"),
+        Sign::Asked,
         "builds the BPF programs with that compiler",
     ),
     package(
         For::Toolchain,
         "rust-web-src",
-        Sign::File("/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
+        Sign::Asked,
         "the library source: `core` is compiled for the BPF target",
     ),
     package(
@@ -234,12 +238,19 @@ pub(crate) fn install(packages: &[&Package]) -> Result<()> {
 }
 
 fn install_step(packages: &[&Package]) -> Step {
-    let remedy = if packages.iter().any(|p| p.needed == For::Toolchain) {
-        "Read apt's message above. Where this system has no such package, or would remove another one for it, \
-         `rustup toolchain install nightly --component rust-src` gives the BPF crate its toolchain instead of rustc-web."
-    } else {
-        "Read apt's message above; after installing the packages by hand, run this again."
-    };
+    let wants = |need| packages.iter().any(|p| p.needed == need);
+    let mut remedy = "Read apt's message above.".to_owned();
+    if wants(For::Toolchain) || wants(For::Linker) {
+        remedy.push_str(
+            " Rust 1.96 and LLVM 22 come to Debian 12 with its security updates: see that the apt sources have the suite bookworm-security.",
+        );
+    }
+    if wants(For::Toolchain) {
+        remedy.push_str(
+            " Where rustc-web would remove another package, remove that one yourself, or do without rustc-web: \
+             `rustup toolchain install nightly --component rust-src,clippy`.",
+        );
+    }
     apt("installing Debian packages")
         // --no-remove: rustc-web would take the place of rustc without asking.
         .args(["install", "--yes", "--no-install-recommends", "--no-remove"])

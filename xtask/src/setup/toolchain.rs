@@ -73,29 +73,32 @@ pub(crate) struct Toolchain {
     /// `PATH` is used.
     name: Option<String>,
     dir: PathBuf,
-    version: Version,
+    /// `None` when its cargo or its rustc does not run.
+    version: Option<Version>,
     /// Whether the library source is there.
     source: bool,
 }
 
 impl Toolchain {
-    /// Why it does not serve for the BPF target with a bpf-linker that has this
-    /// LLVM; `None` when it does.
-    fn unfit(&self, linker_llvm: u32) -> Option<String> {
-        let version = &self.version;
+    /// Whether it serves for the BPF target, with a bpf-linker that has this
+    /// LLVM; the error completes "it does not serve, for …".
+    fn check(&self, linker_llvm: u32) -> Result<(), String> {
+        let Some(version) = &self.version else {
+            return Err("it is not there, or does not run".to_owned());
+        };
         if !self.source {
-            return Some("it has no library source (the component rust-src)".to_owned());
+            return Err("it has no library source (the component rust-src)".to_owned());
         }
         if version.minor() < Some(OLDEST) {
             let (major, minor) = OLDEST;
-            return Some(format!("it is {version}, and {major}.{minor} is needed"));
+            return Err(format!("it is {version}, and {major}.{minor} is needed"));
         }
         if version.llvm > linker_llvm {
-            return Some(format!(
+            return Err(format!(
                 "it is {version}, and bpf-linker's LLVM {linker_llvm} cannot read what a newer LLVM writes"
             ));
         }
-        None
+        Ok(())
     }
 
     /// Whether it is the one that Debian's packages bring.
@@ -116,8 +119,11 @@ impl Toolchain {
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name.as_deref().unwrap_or("the cargo on PATH");
-        write!(f, "{name} ({})", self.version)
+        f.write_str(self.name.as_deref().unwrap_or("the cargo on PATH"))?;
+        match &self.version {
+            Some(version) => write!(f, " ({version})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -126,92 +132,112 @@ impl fmt::Display for Toolchain {
 pub(crate) enum Choice {
     /// This one, for this reason.
     Use(Toolchain, &'static str),
-    /// Debian's, which has to be installed and linked first; the reason says
-    /// why nothing that is here serves.
-    Debian(String),
+    /// Debian's, which has to be linked first.
+    Debian {
+        /// Why nothing that rustup has serves.
+        why: String,
+        /// Whether it has to be installed, too.
+        install: bool,
+    },
 }
 
 /// What is here to choose from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Here {
     /// [`VARIABLE`].
     asked: Option<String>,
-    rustup: bool,
-    /// The toolchains of rustup that `agent/build.rs` would consider, or the
-    /// one without a name.
-    toolchains: Vec<Toolchain>,
+    origin: Origin,
+    /// What is in [`DEBIAN`].
+    debian: Toolchain,
+}
+
+/// Where a toolchain can come from.
+#[derive(Debug)]
+enum Origin {
+    /// rustup, with those of its toolchains that may be chosen.
+    Rustup(Vec<Toolchain>),
+    /// No rustup: there is only the one on `PATH`.
+    Path(Toolchain),
 }
 
 impl Here {
-    fn named(&self, name: &str) -> Option<&Toolchain> {
-        // rustup's own toolchains carry the host's triple behind their name.
-        let is = |full: &str| {
-            full == name
-                || full
-                    .strip_prefix(name)
-                    .and_then(|rest| rest.strip_prefix('-'))
-                    .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
-        };
-        self.toolchains
-            .iter()
-            .find(|toolchain| toolchain.name.as_deref().is_some_and(is))
+    fn choose(&self, linker_llvm: u32) -> Result<Choice> {
+        match (&self.origin, &self.asked) {
+            (Origin::Path(only), _) => only_one(only, linker_llvm),
+            (Origin::Rustup(known), Some(asked)) => asked_for(asked, known, linker_llvm),
+            (Origin::Rustup(known), None) => Ok(self.usual(known, linker_llvm)),
+        }
     }
 
-    fn choose(&self, linker_llvm: u32) -> Result<Choice> {
-        let fit = |toolchain: &Toolchain| toolchain.unfit(linker_llvm);
-        if !self.rustup {
-            let Some(only) = self.toolchains.first() else {
-                bail!(
-                    "there is neither rustup nor a rustc on PATH: install rustup (https://rustup.rs)"
-                );
-            };
-            if let Some(unfit) = fit(only) {
-                bail!(
-                    "there is no rustup, so the BPF crate has to be built by the cargo on PATH, and {unfit}; \
-                     install rustup (https://rustup.rs), or with Debian's rustc-web the package rust-web-src"
-                );
-            }
-            return Ok(Choice::Use(
-                only.clone(),
-                "there is no rustup to choose with, and it has the library source",
-            ));
-        }
-        if let Some(asked) = &self.asked {
-            let unfit = match self.named(asked) {
-                None => "rustup knows no such toolchain".to_owned(),
-                Some(toolchain) => match fit(toolchain) {
-                    None => {
-                        return Ok(Choice::Use(
-                            toolchain.clone(),
-                            "SHUNT_BPF_TOOLCHAIN names it",
-                        ));
-                    }
-                    Some(unfit) => unfit,
-                },
-            };
-            bail!(
-                "SHUNT_BPF_TOOLCHAIN names the toolchain {asked}, which cannot build the BPF crate: {unfit}; \
-                 unset the variable, or name another one"
-            );
-        }
+    fn usual(&self, known: &[Toolchain], linker_llvm: u32) -> Choice {
         // A link that is there is used, for it stands before the nightly in
         // agent/build.rs too; one that does not serve is repaired.
-        if let Some(linked) = self.named(LINKED) {
-            return Ok(match fit(linked) {
-                None => Choice::Use(linked.clone(), "set up earlier"),
-                Some(unfit) => {
-                    Choice::Debian(format!("the toolchain {LINKED} does not serve: {unfit}"))
-                }
-            });
+        let (toolchain, why) = match (named(known, LINKED), named(known, NIGHTLY)) {
+            (Some(linked), _) => (linked, "set up earlier"),
+            (None, Some(nightly)) => (nightly, "a nightly with rust-src is the usual way"),
+            (None, None) => {
+                return self.debians("rustup has no nightly toolchain".to_owned(), linker_llvm);
+            }
+        };
+        match toolchain.check(linker_llvm) {
+            Ok(()) => Choice::Use(toolchain.clone(), why),
+            Err(unfit) => self.debians(
+                format!("rustup's toolchain {toolchain} does not serve: {unfit}"),
+                linker_llvm,
+            ),
         }
-        Ok(match self.named(NIGHTLY) {
-            None => Choice::Debian("rustup has no nightly toolchain".to_owned()),
-            Some(nightly) => match fit(nightly) {
-                None => Choice::Use(nightly.clone(), "a nightly with rust-src is the usual way"),
-                Some(unfit) => Choice::Debian(format!("rustup's nightly does not serve: {unfit}")),
-            },
-        })
     }
+
+    fn debians(&self, why: String, linker_llvm: u32) -> Choice {
+        Choice::Debian {
+            why,
+            install: self.debian.check(linker_llvm).is_err(),
+        }
+    }
+}
+
+fn only_one(only: &Toolchain, linker_llvm: u32) -> Result<Choice> {
+    match only.check(linker_llvm) {
+        Ok(()) => Ok(Choice::Use(
+            only.clone(),
+            "there is no rustup to choose with, and it has the library source",
+        )),
+        Err(unfit) => bail!(
+            "there is no rustup, so the BPF crate has to be built by the cargo on PATH, which cannot do it: {unfit}; \
+             install rustup (https://rustup.rs), or with Debian's rustc-web the package rust-web-src"
+        ),
+    }
+}
+
+fn asked_for(asked: &str, known: &[Toolchain], linker_llvm: u32) -> Result<Choice> {
+    let toolchain = named(known, asked).ok_or_else(|| "rustup knows no such toolchain".to_owned());
+    let served = toolchain.and_then(|toolchain| toolchain.check(linker_llvm).map(|()| toolchain));
+    match served {
+        Ok(toolchain) => Ok(Choice::Use(
+            toolchain.clone(),
+            "SHUNT_BPF_TOOLCHAIN names it",
+        )),
+        Err(unfit) => bail!(
+            "SHUNT_BPF_TOOLCHAIN names the toolchain {asked}, which cannot build the BPF crate: {unfit}; \
+             unset the variable, or name another one"
+        ),
+    }
+}
+
+/// The toolchain that rustup means by `name`.
+fn named<'a>(known: &'a [Toolchain], name: &str) -> Option<&'a Toolchain> {
+    // rustup's own toolchains carry the host's triple behind their name; a
+    // digit there would be the date of another nightly.
+    let is = |full: &str| {
+        full == name
+            || full
+                .strip_prefix(name)
+                .and_then(|rest| rest.strip_prefix('-'))
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+    };
+    known
+        .iter()
+        .find(|toolchain| toolchain.name.as_deref().is_some_and(is))
 }
 
 /// Looks at this machine and chooses.
@@ -221,33 +247,34 @@ pub(crate) fn choose(linker_llvm: u32) -> Result<Choice> {
 
 fn look() -> Result<Here> {
     let asked = env::var(VARIABLE).ok().filter(|name| !name.is_empty());
-    if find_program("rustup").is_none() {
-        return Ok(Here {
-            asked,
-            rustup: false,
-            toolchains: on_path().into_iter().collect(),
-        });
-    }
+    let origin = if find_program("rustup").is_some() {
+        Origin::Rustup(known_to_rustup(asked.as_deref())?)
+    } else {
+        Origin::Path(on_path())
+    };
+    Ok(Here {
+        asked,
+        origin,
+        debian: inspect(None, PathBuf::from(DEBIAN)),
+    })
+}
+
+/// Those of rustup's toolchains that may be chosen.
+fn known_to_rustup(asked: Option<&str>) -> Result<Vec<Toolchain>> {
     let text = Step::new("rustup", "asking rustup for its toolchains")
         .args(["toolchain", "list", "--verbose"])
         .output()?;
-    let considered = |name: &str| {
-        asked
-            .as_deref()
-            .is_some_and(|asked| name.starts_with(asked))
-            || name.starts_with(LINKED)
-            || name.starts_with(NIGHTLY)
+    let may_be = |name: &str| {
+        [asked, Some(LINKED), Some(NIGHTLY)]
+            .iter()
+            .flatten()
+            .any(|candidate| name.starts_with(candidate))
     };
-    let toolchains = parse_list(&text)
+    Ok(parse_list(&text)
         .into_iter()
-        .filter(|(name, _)| considered(name))
-        .filter_map(|(name, path)| inspect(Some(name), path))
-        .collect();
-    Ok(Here {
-        asked,
-        rustup: true,
-        toolchains,
-    })
+        .filter(|(name, _)| may_be(name))
+        .map(|(name, dir)| inspect(Some(name), dir))
+        .collect())
 }
 
 /// Names and directories, from `rustup toolchain list --verbose`: lines of
@@ -261,46 +288,44 @@ fn parse_list(text: &str) -> Vec<(String, PathBuf)> {
     text.lines().filter_map(entry).collect()
 }
 
-fn on_path() -> Option<Toolchain> {
+fn on_path() -> Toolchain {
     let sysroot = Step::new("rustc", "asking rustc for its directory")
         .args(["--print", "sysroot"])
         .output()
-        .ok()?;
+        .unwrap_or_default();
     inspect(None, PathBuf::from(sysroot.trim()))
 }
 
-/// The toolchain in `dir`; `None` where there is no working compiler.
-fn inspect(name: Option<String>, dir: PathBuf) -> Option<Toolchain> {
-    let text = Step::new(dir.join("bin/rustc"), "asking a compiler for its version")
-        .arg("-vV")
-        .output()
-        .ok()?;
-    Some(Toolchain {
+/// The toolchain in `dir`, which may be none.
+fn inspect(name: Option<String>, dir: PathBuf) -> Toolchain {
+    let ask = Step::new(dir.join("bin/rustc"), "asking a compiler for its version").arg("-vV");
+    let version = match ask.output() {
+        Ok(text) if dir.join("bin/cargo").exists() => Version::parse(&text),
+        Ok(_) | Err(_) => None,
+    };
+    Toolchain {
         name,
-        version: Version::parse(&text)?,
+        version,
         source: dir
             .join("lib/rustlib/src/rust/library/core/src/lib.rs")
             .exists(),
         dir,
-    })
+    }
 }
 
 /// Makes Debian's toolchain one of rustup's, under the name [`LINKED`].
 pub(crate) fn link_debian(linker_llvm: u32) -> Result<Toolchain> {
-    Step::new("rustup", "making Debian's toolchain known to rustup")
-        .args(["toolchain", "link", LINKED, DEBIAN])
-        .remedy("See whether /usr/bin/rustc and /usr/bin/cargo work.")
-        .output()?;
-    let Some(debian) = inspect(Some(LINKED.to_owned()), PathBuf::from(DEBIAN)) else {
-        bail!("/usr/bin/rustc does not run; reinstall the Debian package rustc-web");
-    };
-    if let Some(unfit) = debian.unfit(linker_llvm) {
+    let debian = inspect(Some(LINKED.to_owned()), PathBuf::from(DEBIAN));
+    if let Err(unfit) = debian.check(linker_llvm) {
         bail!(
             "Debian's toolchain in /usr cannot build the BPF crate: {unfit}; it has to be the one of rustc-web, \
              cargo-web and rust-web-src from Debian 12 with its security updates (see `apt-cache policy rustc-web`), \
-             or install a nightly with `rustup toolchain install nightly --component rust-src`"
+             or install a nightly with `rustup toolchain install nightly --component rust-src,clippy`"
         );
     }
+    Step::new("rustup", "making Debian's toolchain known to rustup")
+        .args(["toolchain", "link", LINKED, DEBIAN])
+        .output()?;
     Ok(debian)
 }
 
@@ -319,19 +344,27 @@ mod tests {
             } else {
                 "/toolchains"
             }),
-            version: Version {
+            version: Some(Version {
                 release: release.to_owned(),
                 llvm,
-            },
+            }),
             source,
         }
     }
 
-    fn here(toolchains: &[Toolchain]) -> Here {
+    fn here(known: &[Toolchain]) -> Here {
         Here {
             asked: None,
-            rustup: true,
-            toolchains: toolchains.to_vec(),
+            origin: Origin::Rustup(known.to_vec()),
+            debian: nothing(),
+        }
+    }
+
+    fn nothing() -> Toolchain {
+        Toolchain {
+            version: None,
+            source: false,
+            ..debian()
         }
     }
 
@@ -392,12 +425,12 @@ mod tests {
                 .choose(22)
                 .expect("Debian's can be installed");
             assert!(
-                matches!(&choice, Choice::Debian(why) if why.contains(reason)),
+                matches!(&choice, Choice::Debian { why, .. } if why.contains(reason)),
                 "{choice:?}"
             );
         }
         let none = here(&[]).choose(22).expect("Debian's can be installed");
-        assert!(matches!(none, Choice::Debian(_)));
+        assert!(matches!(none, Choice::Debian { .. }));
     }
 
     #[test]
@@ -411,7 +444,7 @@ mod tests {
         let choice = here(&[dated])
             .choose(22)
             .expect("Debian's can be installed");
-        assert!(matches!(choice, Choice::Debian(_)));
+        assert!(matches!(choice, Choice::Debian { .. }));
     }
 
     #[test]
@@ -427,7 +460,7 @@ mod tests {
         let choice = here(&[nightly(22, true), broken])
             .choose(22)
             .expect("it can be repaired");
-        assert!(matches!(choice, Choice::Debian(_)));
+        assert!(matches!(choice, Choice::Debian { .. }));
     }
 
     #[test]
@@ -452,23 +485,34 @@ mod tests {
     }
 
     #[test]
+    fn debians_is_installed_unless_it_only_has_to_be_linked() {
+        for (debian, missing) in [(debian(), false), (nothing(), true)] {
+            let here = Here {
+                debian,
+                ..here(&[nightly(22, false)])
+            };
+            let choice = here.choose(22).expect("Debian's is a choice");
+            assert!(matches!(choice, Choice::Debian { install, .. } if install == missing));
+        }
+    }
+
+    #[test]
     fn without_rustup_the_cargo_on_path_must_serve() {
-        let only = |source| Here {
-            rustup: false,
-            ..here(&[Toolchain {
-                name: None,
-                source,
-                ..debian()
-            }])
-        };
-        assert!(matches!(only(true).choose(22), Ok(Choice::Use(..))));
-        let error = only(false).choose(22).expect_err("it has no source");
-        assert!(error.to_string().contains("no rustup"), "{error}");
-        let nothing = Here {
-            rustup: false,
+        let only = |toolchain| Here {
+            origin: Origin::Path(toolchain),
             ..here(&[])
         };
-        assert!(nothing.choose(22).is_err());
+        assert!(matches!(only(debian()).choose(22), Ok(Choice::Use(..))));
+        for unfit in [
+            nothing(),
+            Toolchain {
+                source: false,
+                ..debian()
+            },
+        ] {
+            let error = only(unfit).choose(22).expect_err("it does not serve");
+            assert!(error.to_string().contains("no rustup"), "{error}");
+        }
     }
 
     #[test]
