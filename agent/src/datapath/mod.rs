@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps},
+    programs::{CgroupAttachMode, Iter, Program, SkLookup},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
