@@ -1,6 +1,11 @@
 //! The real proxy.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use serde::Deserialize;
 
@@ -16,6 +21,14 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 /// The port that answers whether the proxy is healthy, on `/healthz/ready`.
 pub const HEALTH_PORT: u16 = 15021;
+/// A service of which every pod is the only endpoint, as far as its own proxy
+/// knows.
+pub const SERVICE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(
+    Ipv4Addr::new(10, 96, 0, 10),
+    APPLICATION_PORT,
+));
+/// The port of the applications behind [`SERVICE`].
+pub const APPLICATION_PORT: u16 = 8080;
 /// How many threads serve connections, each with listeners of its own.
 pub const WORKERS: usize = 2;
 
@@ -55,7 +68,7 @@ impl Envoy {
     pub fn start(pod: &Pod) -> Self {
         let mut command = pod.netns().command(binary(), Owner::PROXY);
         command
-            .args(["--config-yaml", CONFIG])
+            .args(["--config-yaml", &config(pod)])
             .args(["--concurrency", &WORKERS.to_string()])
             // Neither shared memory nor a socket that outlives it.
             .arg("--disable-hot-restart")
@@ -152,6 +165,13 @@ impl Envoy {
     fn admin(&self, path: &str) -> Result<http::Response, String> {
         http::get(&self.netns, Owner::APP, ADMIN.into(), path)
     }
+}
+
+fn config(pod: &Pod) -> String {
+    CONFIG
+        .replace("SERVICE_IP", &SERVICE.ip().to_string())
+        .replace("SERVICE_PORT", &SERVICE.port().to_string())
+        .replace("POD_IP", &pod.ip().to_string())
 }
 
 fn binary() -> PathBuf {

@@ -28,6 +28,7 @@ pub mod http;
 pub mod interrupt;
 pub mod iptables;
 pub mod leftovers;
+pub mod mesh;
 pub mod netns;
 pub mod node;
 pub mod owner;
@@ -39,6 +40,7 @@ pub use agent::Agent;
 pub use cgroup::Cgroup;
 pub use envoy::Envoy;
 
+pub use mesh::MeshPod;
 pub use netns::Netns;
 pub use node::{Node, Pod};
 pub use owner::Owner;
