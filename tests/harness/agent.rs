@@ -74,7 +74,7 @@ impl Place {
             directory: temp_dir("agent"),
             cgroup: cgroup.path().to_owned(),
         };
-        let bpffs = place.bpffs();
+        let bpffs = place.mount_point();
         std::fs::create_dir(&bpffs).expect("a new directory");
         mount(
             Some("bpf"),
@@ -92,8 +92,12 @@ impl Place {
         self.directory.path().join("shunt.sock")
     }
 
-    /// The mount point of the BPF file system.
+    /// Where the agent pins: a directory of a BPF file system, as on a node.
     pub fn bpffs(&self) -> PathBuf {
+        self.mount_point().join("shunt")
+    }
+
+    fn mount_point(&self) -> PathBuf {
         self.directory.path().join("bpffs")
     }
 
@@ -115,7 +119,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // The directory can only be removed when nothing is mounted in it.
-        let _ = umount2(&self.bpffs(), MntFlags::MNT_DETACH);
+        let _ = umount2(&self.mount_point(), MntFlags::MNT_DETACH);
     }
 }
 
@@ -156,6 +160,12 @@ impl Agent {
         let output = self.process.output();
         let status = self.process.stop();
         assert!(status.success(), "the agent ended with {status}:\n{output}");
+        self.place
+    }
+
+    /// Kills it without a warning, and gives its place back.
+    pub fn kill(self) -> Place {
+        self.process.kill();
         self.place
     }
 

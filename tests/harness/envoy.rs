@@ -15,10 +15,10 @@ use crate::{
     http,
 };
 
-/// The port for connections that leave the pod.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// The port for connections that come into the pod.
-pub const INBOUND_PORT: u16 = 15006;
+/// The listener for connections that leave the pod, on port 15001.
+pub const OUTBOUND: &str = "out";
+/// The listener for connections that come into the pod, on port 15006.
+pub const INBOUND: &str = "in";
 /// The port that answers whether the proxy is healthy, on `/healthz/ready`.
 pub const HEALTH_PORT: u16 = 15021;
 /// A service of which every pod is the only endpoint, as far as its own proxy
@@ -126,32 +126,32 @@ impl Envoy {
         self.counters().get(name).copied().unwrap_or(0)
     }
 
-    /// How many connections each worker has accepted on the listener `port`.
+    /// How many connections each worker has accepted on a listener.
     ///
     /// # Panics
     ///
     /// As [`counters`](Self::counters).
-    pub fn connections_by_worker(&self, port: u16) -> Vec<u64> {
+    pub fn connections_by_worker(&self, listener: &str) -> Vec<u64> {
         let counters = self.counters();
         (0..WORKERS)
             .map(|worker| {
-                let name = format!("listener.0.0.0.0_{port}.worker_{worker}.downstream_cx_total");
+                let name = format!("listener.{listener}.worker_{worker}.downstream_cx_total");
                 counters.get(&name).copied().unwrap_or(0)
             })
             .collect()
     }
 
     /// Waits for the access log's line of the connection to `destination` that
-    /// came in on the listener `direction` (`in` or `out`). A line is written
+    /// came in on a listener. A line is written
     /// when its connection is closed.
     ///
     /// # Panics
     ///
     /// When there is none within the deadline.
-    pub fn connection(&self, direction: &str, destination: SocketAddr) -> Connection {
-        let start = format!("connection {direction} ");
+    pub fn connection(&self, listener: &str, destination: SocketAddr) -> Connection {
+        let start = format!("connection {listener} ");
         let line = self.process.wait_for_line_that(
-            &format!("{direction} connection to {destination}"),
+            &format!("{listener} connection to {destination}"),
             DEADLINE,
             |line| {
                 let json = line.strip_prefix(&start)?;

@@ -19,6 +19,7 @@
 //! output and the remedy where there is one.
 
 pub mod agent;
+pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod deadline;

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Agent, Envoy, Node, Owner, Pod,
-    envoy::{APPLICATION_PORT, Connection},
+    envoy::{self, APPLICATION_PORT, Connection},
     http::{self, HttpServer, Response},
     iptables,
 };
@@ -148,8 +148,8 @@ impl Journey {
     /// When one of the proxies has not seen it.
     pub fn of(client: &MeshPod, asked: SocketAddr, server: &MeshPod) -> Self {
         Self {
-            outbound: client.envoy.connection("out", asked),
-            inbound: server.envoy.connection("in", server.address()),
+            outbound: client.envoy.connection(envoy::OUTBOUND, asked),
+            inbound: server.envoy.connection(envoy::INBOUND, server.address()),
         }
     }
 }

@@ -105,6 +105,19 @@ pub enum Outcome {
     Failed(Errno),
 }
 
+/// `pod:15001`: who answered, or `refused`, `closed`, `silent`, or the errno.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(greeting) => write!(f, "{}:{}", greeting.place, greeting.listener),
+            Self::Refused => f.write_str("refused"),
+            Self::Closed => f.write_str("closed"),
+            Self::Silent => f.write_str("silent"),
+            Self::Failed(errno) => write!(f, "{errno}"),
+        }
+    }
+}
+
 /// What the client of a connection saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {

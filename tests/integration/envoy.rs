@@ -89,7 +89,7 @@ fn a_request_from_outside_goes_through_the_sidecar_of_the_server() {
     let answer = http::get(mesh.node.netns(), Owner::APP, address, "/");
 
     assert_eq!(answer, hello("server"));
-    let inbound = mesh.server.envoy().connection("in", address);
+    let inbound = mesh.server.envoy().connection(envoy::INBOUND, address);
     assert_eq!(inbound.peer.ip(), Node::GATEWAY);
     mesh.check();
 }
@@ -136,7 +136,7 @@ fn an_address_outside_of_the_mesh_is_reached_through_the_sidecar() {
     assert_eq!(greeting.local, asked);
     assert_eq!(greeting.peer.ip(), mesh.client.pod().ip());
     assert_eq!(answer.peername, Some(asked));
-    let outbound = mesh.client.envoy().connection("out", asked);
+    let outbound = mesh.client.envoy().connection(envoy::OUTBOUND, asked);
     assert_eq!(Some(outbound.peer), answer.sockname);
     assert_eq!(outbound.upstream, asked.to_string());
     mesh.check();
@@ -170,7 +170,7 @@ fn a_closed_port_of_the_mesh_is_closed_by_the_sidecar() {
         |owner, destination| probe(client.pod().netns(), &Probe::new(owner, destination)).outcome;
 
     assert_eq!(ask(Owner::APP, closed), Outcome::Closed);
-    let inbound = server.envoy().connection("in", closed);
+    let inbound = server.envoy().connection(envoy::INBOUND, closed);
     assert!(inbound.flags.contains("UF"), "{inbound:?}");
 
     let outside = SocketAddr::from((Node::OUTSIDE, CLOSED));

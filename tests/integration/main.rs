@@ -10,3 +10,7 @@
 
 mod differential;
 mod envoy;
+mod lab;
+mod lifecycle;
+mod many;
+mod owner;
