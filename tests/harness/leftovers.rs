@@ -7,10 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Once,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use crate::{cgroup, netns};
@@ -33,25 +30,21 @@ pub fn temp_dir(purpose: &str) -> tempfile::TempDir {
         .expect("a temporary directory can be made")
 }
 
-/// Removes what killed processes left behind; the first call in a process does
-/// it, later ones do nothing.
-pub fn sweep_once() {
-    static SWEPT: Once = Once::new();
-    SWEPT.call_once(|| {
-        // Programs are detached with the agent (it dies with the test that
-        // started it), so only names remain.
-        for path in orphans(&std::env::temp_dir()) {
-            // Not a mount point in most cases.
-            let _ = nix::mount::umount(&path.join("bpffs"));
-            let _ = fs::remove_dir_all(&path);
-        }
-        for path in orphans(Path::new(netns::DIRECTORY)) {
-            netns::delete(&path);
-        }
-        for path in orphans(&cgroup::root()) {
-            cgroup::remove_tree(&path);
-        }
-    });
+/// Removes what killed processes left behind.
+pub(crate) fn sweep() {
+    // Programs are detached with the agent (it dies with the test that started
+    // it), so only names remain.
+    for path in orphans(&std::env::temp_dir()) {
+        // Not a mount point in most cases.
+        let _ = nix::mount::umount(&path.join("bpffs"));
+        let _ = fs::remove_dir_all(&path);
+    }
+    for path in orphans(Path::new(netns::DIRECTORY)) {
+        netns::delete(&path);
+    }
+    for path in orphans(&cgroup::root()) {
+        cgroup::remove_tree(&path);
+    }
 }
 
 /// The entries of `directory` that were named by processes that are gone.

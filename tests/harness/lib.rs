@@ -24,7 +24,6 @@ pub mod cgroup;
 pub mod command;
 pub mod deadline;
 pub mod envoy;
-pub mod file_limit;
 pub mod http;
 pub mod interrupt;
 pub mod iptables;
@@ -37,6 +36,10 @@ pub mod probe;
 pub mod process;
 pub mod responder;
 
+use std::sync::Once;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 pub use agent::Agent;
 pub use cgroup::Cgroup;
 pub use envoy::Envoy;
@@ -45,19 +48,31 @@ pub use mesh::MeshPod;
 pub use netns::Netns;
 pub use node::{Node, Pod};
 pub use owner::Owner;
-pub use probe::{Answer, Outcome, Probe, Source, connect_all, probe, probe_all};
+pub use probe::{Answer, Outcome, Probe, Source, connect_all, connect_all_here, probe, probe_all};
 pub use process::Process;
 pub use responder::{Greeting, Responder};
 
-/// Panics unless this process is root: a test that cannot run has failed.
+/// Panics unless this process is root: a test that cannot run has failed. The
+/// first call in a process also makes it ready for tests.
 ///
 /// # Panics
 ///
 /// When the effective user is not root.
 pub fn require_root() {
+    static READY: Once = Once::new();
     assert!(
         nix::unistd::geteuid().is_root(),
         "this needs root, for network namespaces and BPF programs: run `cargo xtask test` as root"
     );
-    leftovers::sweep_once();
+    READY.call_once(|| {
+        leftovers::sweep();
+        allow_many_files();
+    });
+}
+
+/// Hundreds of connections of several tests are open at once, with both ends in
+/// this process; 1024 files, as many shells allow, are not enough.
+fn allow_many_files() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a process has this limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit it is free");
 }

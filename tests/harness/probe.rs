@@ -183,7 +183,17 @@ pub fn probe_all(netns: &Netns, probes: &[Probe]) -> Vec<Answer> {
 ///
 /// As [`probe_all`].
 pub fn connect_all(netns: &Netns, probes: &[Probe]) -> Vec<(Answer, Option<TcpStream>)> {
-    netns.run(|| Trial::new(probes).run(|kept| kept))
+    netns.run(|| connect_all_here(probes))
+}
+
+/// The same from the namespace of the calling thread, which takes on the
+/// identity of the last probe.
+///
+/// # Panics
+///
+/// As [`probe_all`].
+pub fn connect_all_here(probes: &[Probe]) -> Vec<(Answer, Option<TcpStream>)> {
+    Trial::new(probes).run(|kept| kept)
 }
 
 /// Probes on their way.

@@ -1,7 +1,7 @@
 //! Processes that run beside a test: agent, proxy, server.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -85,7 +85,7 @@ impl Process {
     pub fn spawn(name: &str, command: &mut Command) -> Self {
         let line = line_of(command);
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -145,6 +145,17 @@ impl Process {
             Some(None) => panic!("{} ended before it wrote {what}", self.name),
             None => panic!("{} did not write {what} within {deadline:?}", self.name),
         }
+    }
+
+    /// Writes a line to its standard input.
+    ///
+    /// # Panics
+    ///
+    /// When it does not read any more.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("it was asked for");
+        writeln!(stdin, "{line}")
+            .unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 
     /// Whether it has ended by itself.

@@ -17,7 +17,7 @@ use mio::{Events, Interest, Poll, Token, Waker, event::Source, net};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::{Netns, Owner};
+use crate::{Netns, Owner, netns::Entrance};
 
 /// What a responder sees of one connection; it is the first line that it sends,
 /// as JSON. Everything after it is an echo.
@@ -74,14 +74,29 @@ impl Responder {
     ///
     /// When a port cannot be had.
     pub fn start(netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
+        Self::spawn(netns.purpose(), Some(netns.entrance()), owner, ports)
+    }
+
+    /// The same in the namespace of the calling thread; it is told to be
+    /// `place`.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_here(place: &str, owner: Owner, ports: &[u16]) -> Self {
+        Self::spawn(place, None, owner, ports)
+    }
+
+    fn spawn(place: &str, entrance: Option<Entrance>, owner: Owner, ports: &[u16]) -> Self {
         let (report, reported) = mpsc::channel();
         let accepted = Arc::new(AtomicU64::new(0));
         let thread = {
-            let (entrance, place) = (netns.entrance(), netns.purpose().to_owned());
-            let ports = ports.to_vec();
+            let (place, ports) = (place.to_owned(), ports.to_vec());
             let accepted = Arc::clone(&accepted);
             thread::spawn(move || {
-                entrance.enter();
+                if let Some(entrance) = entrance {
+                    entrance.enter();
+                }
                 owner.assume();
                 let mut serving = Serving::listen(place, &ports, accepted);
                 report.send(Arc::clone(&serving.waker)).ok();

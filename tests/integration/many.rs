@@ -1,13 +1,11 @@
 //! Many connections: nothing is left of them, all of them work, and the
 //! workers of a proxy share them.
 
-use std::{
-    io::{Read, Write},
-    net::SocketAddr,
-};
+use std::net::SocketAddr;
 
 use shunt_tests::{
-    Envoy, Node, Outcome, Owner, Probe, Responder, bpf, connect_all, envoy, file_limit, probe_all,
+    Envoy, Node, Outcome, Owner, Probe, Process, Responder, bpf, deadline::DEADLINE, envoy,
+    probe_all,
 };
 
 use crate::lab::{Lab, PORT};
@@ -56,32 +54,127 @@ fn refused_connections_leave_nothing_behind() {
 
 #[test]
 fn twenty_thousand_connections_are_open_at_once() {
-    const OPEN: u16 = 20_000;
-    // Both ends of each are files of this process.
-    file_limit::raise(60_000);
-    let lab = Lab::new();
-    let _proxy = lab.proxy();
-    let _agent = lab.enrolled();
-    // Each asks for another destination, and must find its own.
-    let probes: Vec<Probe> = (0..OPEN)
-        .map(|n| Probe::new(Owner::APP, (Node::OUTSIDE, 1_000 + n)))
-        .collect();
-
-    let connections = connect_all(lab.pod.netns(), &probes);
-
-    for (probe, (answer, _)) in probes.iter().zip(&connections) {
-        assert_eq!(answer.outcome.to_string(), "pod:15001", "{probe}");
-        assert_eq!(answer.greeting().original_dst, Ok(probe.destination));
+    const NAME: &str = "many::twenty_thousand_connections_are_open_at_once";
+    if crowd::is_member() {
+        return crowd::act();
     }
-    let streams = connections.into_iter().filter_map(|(_, stream)| stream);
-    let mut streams: Vec<_> = streams.collect();
-    assert_eq!(streams.len(), usize::from(OPEN));
-    for (number, stream) in streams.iter_mut().enumerate() {
-        let message = number.to_be_bytes();
-        stream.write_all(&message).expect("it is open");
-        let mut echo = [0; size_of::<usize>()];
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let before = bpf::entries_by_map(&agent.status());
+    let _proxies: [Process; 4] = std::array::from_fn(|_| {
+        let proxy = crowd::member(&lab, NAME, "proxy");
+        proxy.wait_for_line(crowd::READY, DEADLINE);
+        proxy
+    });
+    let mut clients: [Process; 4] = std::array::from_fn(|number| {
+        // Each asks for destinations of its own.
+        crowd::member(&lab, NAME, &(1_000 + 5_000 * number).to_string())
+    });
+    for client in &clients {
+        client.wait_for_line(crowd::READY, DEADLINE);
+    }
+    // All of them are open now.
+    for client in &mut clients {
+        client.tell("talk");
+    }
+    for client in &clients {
+        client.wait_for_line(crowd::DONE, DEADLINE);
+    }
+    // An open connection is in its sockets' storage, and nowhere else.
+    assert_eq!(
+        bpf::entries_by_map(&agent.status())["FLOWS"],
+        before["FLOWS"]
+    );
+}
+
+/// The two ends of 20,000 connections are more files than one process may have
+/// open: this test binary is started several times more, in the pod, to run the
+/// same test in another role.
+mod crowd {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+    };
+
+    use shunt_tests::{Node, Owner, Probe, Process, Responder, connect_all_here};
+
+    use crate::lab::Lab;
+
+    /// What a member writes when it listens, or when its connections are open.
+    pub(super) const READY: &str = "crowd: ready";
+    /// What a member writes when each connection has carried something.
+    pub(super) const DONE: &str = "crowd: done";
+
+    const ROLE: &str = "SHUNT_TEST_CROWD";
+    const CONNECTIONS: u16 = 5_000;
+
+    /// Starts a member: `proxy`, or the first port to connect to.
+    pub(super) fn member(lab: &Lab, test: &str, role: &str) -> Process {
+        let binary = std::env::current_exe().expect("this binary");
+        let mut command = lab.pod.netns().command(binary, Owner::ROOT);
+        command
+            .args(["--exact", test, "--nocapture"])
+            .env(ROLE, role);
+        Process::spawn(&format!("crowd member {role}"), &mut command)
+    }
+
+    pub(super) fn is_member() -> bool {
+        std::env::var_os(ROLE).is_some()
+    }
+
+    pub(super) fn act() {
+        shunt_tests::require_root();
+        let role = std::env::var(ROLE).expect("a member has a role");
+        match role.parse() {
+            Ok(first_port) => call(first_port),
+            Err(_) => listen(),
+        }
+    }
+
+    fn listen() {
+        let _proxy = Responder::start_here("pod", Owner::PROXY, &[15001]);
+        say(READY);
+        wait();
+    }
+
+    fn call(first_port: u16) {
+        let probes: Vec<Probe> = (first_port..first_port + CONNECTIONS)
+            .map(|port| Probe::new(Owner::APP, (Node::OUTSIDE, port)))
+            .collect();
+        let connections = connect_all_here(&probes);
+        for (probe, (answer, _)) in probes.iter().zip(&connections) {
+            assert_eq!(answer.outcome.to_string(), "pod:15001", "{probe}");
+            assert_eq!(answer.greeting().original_dst, Ok(probe.destination));
+        }
+        say(READY);
+        wait();
+        let streams = connections.into_iter().filter_map(|(_, stream)| stream);
+        // Kept until the last has been asked.
+        let mut streams: Vec<_> = streams.collect();
+        for (number, stream) in streams.iter_mut().enumerate() {
+            assert_echo(stream, &number.to_be_bytes());
+        }
+        say(DONE);
+        wait();
+    }
+
+    fn assert_echo(stream: &mut TcpStream, message: &[u8]) {
+        stream.write_all(message).expect("it is open");
+        let mut echo = vec![0; message.len()];
         stream.read_exact(&mut echo).expect("the proxy answers");
         assert_eq!(echo, message);
+    }
+
+    #[expect(clippy::print_stdout, reason = "it is how members tell their test")]
+    fn say(line: &str) {
+        println!("\n{line}");
+    }
+
+    /// For a line from the test, or its end.
+    fn wait() {
+        std::io::stdin()
+            .read_line(&mut String::new())
+            .expect("a test keeps the other end");
     }
 }
 
