@@ -86,6 +86,16 @@ impl Addr {
             && self.words[3] == 0
     }
 
+    /// Whether this is in `127.0.0.0/8`, or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.words[3]) >> 24 == 127
+        } else {
+            self.same(&Self::LOOPBACK6)
+        }
+    }
+
     /// Word-wise equality. The derived `==` may become a call to `memcmp`,
     /// which the verifier walks byte by byte.
     #[inline(always)]

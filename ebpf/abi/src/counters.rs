@@ -28,9 +28,10 @@ impl Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The asked-for destination could not be remembered (no memory for socket
-    /// storage): the connect is denied with EPERM.
+    /// storage): the connect fails with ENOMEM.
     RememberFailed = 0,
-    /// The source address could not be bound: the connect is denied with EPERM.
+    /// The source address could not be bound: the connect fails with
+    /// EADDRNOTAVAIL.
     BindFailed = 1,
     /// The owner of the socket could not be read: it counts as the application.
     OwnerUnknown = 2,
@@ -50,8 +51,8 @@ pub enum ErrorCode {
     /// The listener of the proxy was not taken by the kernel: the inbound
     /// connection is refused.
     AssignFailed = 8,
-    /// No known route leads to the destination: the source address is left to
-    /// the kernel, the connection is decided as any other.
+    /// No route leads to the destination of a connection to redirect: the
+    /// connect fails with ENETUNREACH, which is what it gets without shunt.
     NoRoute = 9,
 }
 

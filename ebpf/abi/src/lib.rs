@@ -13,6 +13,7 @@
 
 mod addr;
 mod counters;
+mod dns;
 mod flow;
 mod listeners;
 mod lists;
@@ -24,6 +25,7 @@ mod user;
 
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
+pub use dns::{QUESTION_SLOTS, Questions};
 pub use flow::{Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey};
 pub use lists::{
@@ -31,7 +33,10 @@ pub use lists::{
 };
 pub use offsets::KernelOffsets;
 pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, flags};
-pub use routes::{ROUTE_EXCLUDED, ROUTE_KEY_BITS, ROUTE_LOCAL, Route, RouteKey};
+pub use routes::{
+    INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, InterfaceKey, ROUTE_KEY_BITS, ROUTE_LOCAL,
+    ROUTE_UNREACHABLE, Route, RouteKey,
+};
 
 /// The kernel's name of a network namespace: never reused while the node runs
 /// (`SO_NETNS_COOKIE`, `bpf_get_netns_cookie`; Linux 5.14). Zero names none.

@@ -34,8 +34,9 @@ impl ListenerKey {
     }
 }
 
-/// What a program tells the agent, by the ring buffer `EVENTS`: a listener of a
-/// proxy was closed, others of its group may be left that no slot knows.
+/// What a program tells the agent, by the ring buffer `EVENTS`: a connection
+/// found the first slot of a listener empty. Others of its group may listen that
+/// no slot knows, and the agent looks for them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {

@@ -70,6 +70,15 @@ impl PodSettings {
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
     }
+
+    /// Whether the proxy takes redirected connections on `port` (host byte
+    /// order).
+    #[inline(always)]
+    pub const fn is_proxy_port(&self, port: u16) -> bool {
+        port == self.outbound_port
+            || port == self.inbound_port
+            || (self.has(flags::DNS) && port == self.dns_port)
+    }
 }
 
 /// Bits of [`PodSettings::flags`]. A list that is empty has its bit clear, so
@@ -105,6 +114,8 @@ pub mod flags {
     pub const DNS_ALL: u32 = 1 << 13;
     /// IPv6 follows the rules; without it IPv6 passes untouched.
     pub const IPV6: u32 = 1 << 14;
+    /// Some interfaces are excluded or virtual (`-c`, `-k`).
+    pub const INTERFACES: u32 = 1 << 16;
     /// IPv4 follows the rules. Clear only where a pod has none to speak of.
     pub const IPV4: u32 = 1 << 15;
 }

@@ -9,10 +9,22 @@ pub const ROUTE_KEY_BITS: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct RouteKey {
-    /// The network namespace that has the route.
-    pub cookie: NetnsCookie,
+    /// The cookie of the network namespace that has the route, low half first:
+    /// as one number it would be misaligned behind the trie's prefix length.
+    pub cookie: [u32; 2],
     /// The destination, or the first of the range.
     pub addr: Addr,
+}
+
+impl RouteKey {
+    /// The key of a destination in a namespace.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, addr: Addr) -> Self {
+        Self {
+            cookie: [cookie as u32, (cookie >> 32) as u32],
+            addr,
+        }
+    }
 }
 
 /// Value of the trie `ROUTES`: what the namespace's routing says of a
@@ -25,11 +37,40 @@ pub struct Route {
     pub source: Addr,
     /// The interface it leaves through.
     pub ifindex: u32,
-    /// [`ROUTE_LOCAL`] and [`ROUTE_EXCLUDED`].
+    /// [`ROUTE_LOCAL`] and [`ROUTE_UNREACHABLE`].
     pub flags: u32,
 }
 
 /// The destination is an address of the namespace itself ("routed to lo").
 pub const ROUTE_LOCAL: u32 = 1 << 0;
-/// The interface is one that the pod excludes (`-c`).
-pub const ROUTE_EXCLUDED: u32 = 1 << 1;
+/// The routing table says that nothing can be reached there.
+pub const ROUTE_UNREACHABLE: u32 = 1 << 1;
+
+/// Key of the map `INTERFACES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub struct InterfaceKey {
+    /// The network namespace that has the interface.
+    pub cookie: NetnsCookie,
+    /// Its index there.
+    pub ifindex: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+impl InterfaceKey {
+    /// The key of an interface.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, ifindex: u32) -> Self {
+        Self {
+            cookie,
+            ifindex,
+            pad: 0,
+        }
+    }
+}
+
+/// Bit of a value of the map `INTERFACES`: the pod excludes it (`-c`).
+pub const INTERFACE_EXCLUDED: u32 = 1 << 0;
+/// Bit of a value of the map `INTERFACES`: it leads to a virtual machine (`-k`).
+pub const INTERFACE_VIRTUAL: u32 = 1 << 1;

@@ -15,7 +15,7 @@ mod outbound;
 mod rule;
 
 pub use inbound::{Inbound, inbound};
-pub use outbound::{Outbound, outbound};
+pub use outbound::{Outbound, may_capture, outbound};
 pub use rule::{Rule, Verdict};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
 

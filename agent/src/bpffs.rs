@@ -1,0 +1,116 @@
+//! A directory on a bpffs, where maps are pinned so that the programs of all
+//! pods share them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Where maps are pinned unless told otherwise.
+pub const DEFAULT_DIR: &str = "/sys/fs/bpf/shunt";
+
+/// The agent's directory. What the agent made it unmakes when it is dropped.
+#[derive(Debug)]
+pub struct PinDir {
+    path: PathBuf,
+    names: &'static [&'static str],
+    mounted: bool,
+}
+
+impl PinDir {
+    /// Makes the directory, on a bpffs: where `path` is on none, one is mounted
+    /// there. Pins of these `names` that an agent left behind are removed: it has
+    /// ended, and its links with it.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be made, mounted or emptied.
+    pub fn open(path: &Path, names: &'static [&'static str]) -> Result<Self> {
+        let made = fs::create_dir_all(path);
+        let mut dir = Self {
+            path: path.to_owned(),
+            names,
+            mounted: false,
+        };
+        if made.is_err() || !is_bpffs(path)? {
+            let at = dir.mount_point(made)?;
+            mount(
+                Some("bpf"),
+                &at,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                None::<&str>,
+            )
+            .with_context(|| {
+                format!(
+                    "cannot mount a bpffs at {}; it takes CAP_SYS_ADMIN, or name a directory \
+                     of a mounted one with --bpffs",
+                    at.display()
+                )
+            })?;
+            dir.mounted = at == path;
+            fs::create_dir_all(path)
+                .with_context(|| format!("cannot make {} on the bpffs", path.display()))?;
+        }
+        dir.clear()?;
+        Ok(dir)
+    }
+
+    /// Where a map is pinned.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Where a bpffs has to be mounted: at the usual place, which takes no
+    /// directories before, or at the directory itself.
+    fn mount_point(&self, made: io::Result<()>) -> Result<PathBuf> {
+        match made {
+            Ok(()) if self.path != Path::new(DEFAULT_DIR) => Ok(self.path.clone()),
+            _ if self.path == Path::new(DEFAULT_DIR) => Ok(PathBuf::from("/sys/fs/bpf")),
+            Ok(()) => Ok(self.path.clone()),
+            Err(error) => Err(error)
+                .with_context(|| format!("cannot make the directory {}", self.path.display())),
+        }
+    }
+
+    fn clear(&self) -> Result<()> {
+        for name in self.names {
+            let pin = self.pin(name);
+            match fs::remove_file(&pin) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove the pin {}", pin.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PinDir {
+    fn drop(&mut self) {
+        let cleared = self.clear().and_then(|()| {
+            if self.mounted {
+                umount2(&self.path, MntFlags::MNT_DETACH)?;
+            } else {
+                fs::remove_dir(&self.path)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = cleared {
+            tracing::warn!(path = %self.path.display(), "cannot clean the bpffs up: {error:#}");
+        }
+    }
+}
+
+fn is_bpffs(path: &Path) -> Result<bool> {
+    let found = statfs(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    Ok(found.filesystem_type() == BPF_FS_MAGIC)
+}

@@ -1,0 +1,115 @@
+//! `shunt run`: the agent.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::Args;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    bpffs, cgroup,
+    control::Server,
+    datapath::{Datapath, Events},
+    node::NodeHandle,
+};
+
+/// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    /// The cgroup v2 directory whose sockets are redirected [default: the root
+    /// of the hierarchy, found in /proc/self/mounts]
+    #[arg(long, env = "SHUNT_CGROUP", value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Where maps are pinned; a bpffs is mounted there when there is none
+    #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", default_value = bpffs::DEFAULT_DIR)]
+    bpffs: PathBuf,
+}
+
+impl Run {
+    /// Runs the agent to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot start; then it leaves nothing behind.
+    pub fn run(&self, socket: &Path) -> Result<()> {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?
+            .block_on(self.serve(socket))
+    }
+
+    async fn serve(&self, socket: &Path) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let server = Server::bind(socket)?;
+        let cgroup = match &self.cgroup {
+            Some(named) => named.clone(),
+            None => cgroup::find_root()?,
+        };
+        let mut datapath = Datapath::load(&cgroup, &self.bpffs)?;
+        let events = datapath.events()?;
+        let (node, thread) = NodeHandle::start(datapath)?;
+        let listener_watch = tokio::spawn(answer_events(events, node.clone()));
+        announce(socket, &cgroup);
+        tokio::select! {
+            () = server.serve(node) => {}
+            _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
+        }
+        // The last handles go, and with them the thread and the programs.
+        listener_watch.abort();
+        let _ = listener_watch.await;
+        drop(server);
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .context("cannot wait for the node's thread")?
+            .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))
+    }
+}
+
+/// Has listeners looked for whenever a program missed them.
+async fn answer_events(mut events: Events, node: NodeHandle) {
+    let descriptor = match wait_on(&events) {
+        Ok(descriptor) => descriptor,
+        Err(error) => {
+            tracing::error!("restarted proxies may be missed: {error:#}");
+            return;
+        }
+    };
+    while let Ok(mut ready) = descriptor.readable().await {
+        ready.clear_ready();
+        let pods = events.drain();
+        if !pods.is_empty() {
+            node.find_listeners(pods).await;
+        }
+    }
+}
+
+fn wait_on(events: &Events) -> Result<AsyncFd<OwnedFd>> {
+    let descriptor = events
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot duplicate the ring buffer's descriptor")?;
+    // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
+    unsafe { AsyncFd::register(descriptor) }
+        .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))
+}
+
+/// The line that says that the agent is up: whoever started it may wait for it.
+#[expect(clippy::print_stdout, reason = "this is what a starter reads")]
+fn announce(socket: &Path, cgroup: &Path) {
+    println!(
+        "shunt {} ready: serving {}, attached to {}",
+        env!("CARGO_PKG_VERSION"),
+        socket.display(),
+        cgroup.display()
+    );
+}

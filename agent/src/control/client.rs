@@ -1,0 +1,61 @@
+use std::{io::ErrorKind, path::Path};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::UnixStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use super::protocol::{Reply, Request, codec, decode, encode};
+
+/// A connection to the agent.
+pub struct Client {
+    frames: Framed<UnixStream, LengthDelimitedCodec>,
+}
+
+impl Client {
+    /// Connects to the agent that serves at `socket`.
+    ///
+    /// # Errors
+    ///
+    /// When none does, or the caller may not talk to it.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).await.map_err(|error| {
+            let shown = socket.display();
+            match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow!(
+                    "no agent serves at {shown}; start one with `shunt run`, \
+                     or name its socket with --socket"
+                ),
+                ErrorKind::PermissionDenied => {
+                    anyhow!("{shown} is for the user that runs the agent; call this as root")
+                }
+                _ => anyhow!("cannot connect to the agent at {shown}: {error}"),
+            }
+        })?;
+        Ok(Self {
+            frames: Framed::new(stream, codec()),
+        })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// When the agent could not do it, or is gone.
+    pub async fn ask(&mut self, request: &Request) -> Result<Reply> {
+        self.frames
+            .send(encode(request)?)
+            .await
+            .context("the agent closed the connection")?;
+        let frame = self
+            .frames
+            .next()
+            .await
+            .context("the agent closed the connection without an answer; its log says why")?
+            .context("the agent's answer is cut")?;
+        match decode(&frame)? {
+            Reply::Failed(why) => bail!(why),
+            reply @ (Reply::Done | Reply::Status(_)) => Ok(reply),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::codec::Framed;
+
+use super::protocol::{Reply, Request, codec, decode, encode};
+use crate::node::NodeHandle;
+
+/// The agent's end of the control socket. Dropping it removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens at `path`, for the owner only (mode 0600). A socket that nobody
+    /// serves any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When another agent serves there, or the place cannot be used.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)
+                .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+        }
+        if StdStream::connect(path).is_ok() {
+            bail!(
+                "another agent serves at {shown}; stop it first, or give this one \
+                 its own --socket"
+            );
+        }
+        remove_socket(path)?;
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen at {shown}"))?;
+        let server = Self {
+            listener,
+            path: path.to_owned(),
+        };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot keep others from {shown}"))?;
+        Ok(server)
+    }
+
+    /// Answers requests until it is dropped.
+    pub async fn serve(&self, node: NodeHandle) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let node = node.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, &node).await {
+                            tracing::warn!("a control connection failed: {error:#}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept on the control socket: {error}");
+                    // Out of descriptors, most likely: let others end first.
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = remove_socket(&self.path) {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+fn remove_socket(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+async fn converse(stream: UnixStream, node: &NodeHandle) -> Result<()> {
+    let peer = stream
+        .peer_cred()
+        .context("cannot tell who is at the other end")?;
+    let own = nix::unistd::geteuid().as_raw();
+    if peer.uid() != 0 && peer.uid() != own {
+        bail!("uid {} may not control the agent", peer.uid());
+    }
+    let mut frames = Framed::new(stream, codec());
+    while let Some(frame) = frames.next().await {
+        let frame = frame.context("a request is cut or too long")?;
+        let reply = match decode(&frame) {
+            Ok(request) => answer(request, node).await,
+            Err(error) => Err(error),
+        };
+        let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        frames
+            .send(encode(&reply)?)
+            .await
+            .context("the client went away")?;
+    }
+    Ok(())
+}
+
+async fn answer(request: Request, node: &NodeHandle) -> Result<Reply> {
+    match request {
+        Request::Enrol(request) => node.enrol(*request).await.map(|()| Reply::Done),
+        Request::Unenrol(netns) => node.unenrol(netns).await.map(|()| Reply::Done),
+        Request::Status => Ok(Reply::Status(Box::new(node.status().await?))),
+    }
+}

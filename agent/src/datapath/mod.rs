@@ -1,0 +1,341 @@
+//! The programs and maps in the kernel: the only part that talks to aya.
+
+mod offsets;
+mod pods;
+mod preflight;
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{MapData, RingBuf},
+    programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps},
+};
+use shunt_abi::{Event, KernelOffsets, NetnsCookie};
+
+pub use self::pods::{CounterReport, Pods};
+use crate::{bpffs::PinDir, netns::Netns};
+
+/// The programs of the node.
+static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-node"));
+/// The program of one pod.
+static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-pod"));
+
+/// Every map of the two objects, pinned so that the copies for the pods find
+/// those of the node.
+const MAPS: &[&str] = &[
+    "ASKED",
+    "CIDRS",
+    "COUNTERS",
+    "EVENTS",
+    "FLOWS",
+    "INTERFACES",
+    "LISTENERS",
+    "ORIGINAL_DST",
+    "PODS",
+    "PORTS",
+    "QUESTIONS",
+    "ROUTES",
+];
+
+/// The programs that hang on the cgroup root.
+const CGROUP_PROGRAMS: &[&str] = &[
+    "shunt_connect4",
+    "shunt_connect6",
+    "shunt_sendmsg4",
+    "shunt_sendmsg6",
+    "shunt_recvmsg4",
+    "shunt_recvmsg6",
+    "shunt_peername4",
+    "shunt_peername6",
+    "shunt_getsockopt",
+    "shunt_sock_ops",
+];
+
+/// The program that visits listeners.
+const LISTENER_PROGRAM: &str = "shunt_listeners";
+
+/// A program or a map, as `bpftool` shows it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct KernelObject {
+    /// Its name.
+    pub name: String,
+    /// The kernel's id of it.
+    pub id: u32,
+    /// What it is attached to, for a program.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attached_to: Option<String>,
+}
+
+/// The loaded programs of the node. Dropping it detaches them.
+pub struct Datapath {
+    node: Ebpf,
+    offsets: KernelOffsets,
+    cgroup: PathBuf,
+    // After the programs: their pins go last.
+    pins: PinDir,
+}
+
+impl Datapath {
+    /// Loads the programs and attaches them to the cgroup v2 directory `cgroup`;
+    /// the maps are pinned below `bpffs`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lacks something, or refuses; then nothing is left.
+    pub fn load(cgroup: &Path, bpffs: &Path) -> Result<Self> {
+        preflight::check()?;
+        let offsets = offsets::of_running_kernel()?;
+        let root = File::open(cgroup)
+            .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
+        let pins = PinDir::open(bpffs, MAPS)?;
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+        let node = loader(&pins, &offsets, &0)
+            .btf(Some(&btf))
+            .load(NODE_OBJECT)
+            .context("the kernel does not take the maps of the node's programs")?;
+        let mut datapath = Self {
+            node,
+            offsets,
+            cgroup: cgroup.to_owned(),
+            pins,
+        };
+        for name in CGROUP_PROGRAMS {
+            datapath
+                .attach(name, &root)
+                .with_context(|| format!("cannot attach {name} to {}", cgroup.display()))?;
+        }
+        let visitor: &mut Iter = typed(datapath.program(LISTENER_PROGRAM)?)?;
+        visitor
+            .load("tcp", &btf)
+            .context("the kernel does not take the iterator over listeners")?;
+        Ok(datapath)
+    }
+
+    /// Loads one program of the node and hangs it on the cgroup, as a link:
+    /// others may hang theirs beside it, and it goes when the agent goes.
+    fn attach(&mut self, name: &str, cgroup: &File) -> Result<()> {
+        // A link takes no flags: the kernel reads it as "others may attach too".
+        let mode = CgroupAttachMode::Single;
+        match self.program(name)? {
+            Program::CgroupSockAddr(program) => {
+                let program: &mut CgroupSockAddr = program;
+                program.load()?;
+                program.attach(cgroup, mode)?;
+            }
+            Program::CgroupSockopt(program) => {
+                let program: &mut CgroupSockopt = program;
+                program.load()?;
+                program.attach(cgroup, mode)?;
+            }
+            Program::SockOps(program) => {
+                let program: &mut SockOps = program;
+                program.load()?;
+                program.attach(cgroup, mode)?;
+            }
+            other => bail!(
+                "{name} is of type {:?}, which hangs on no cgroup",
+                other.prog_type()
+            ),
+        }
+        Ok(())
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        self.node
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the embedded object lacks the program {name}"))
+    }
+
+    /// The maps that the agent writes and reads.
+    ///
+    /// # Errors
+    ///
+    /// When called twice: there is one writer.
+    pub fn pods(&mut self) -> Result<Pods> {
+        Pods::take(&mut self.node)
+    }
+
+    /// The programs' requests to the agent.
+    ///
+    /// # Errors
+    ///
+    /// When called twice: there is one reader.
+    pub fn events(&mut self) -> Result<Events> {
+        let map = self
+            .node
+            .take_map("EVENTS")
+            .context("the map EVENTS was taken already")?;
+        Ok(Events {
+            ring: RingBuf::try_from(map).context("EVENTS is no ring buffer")?,
+        })
+    }
+
+    /// Attaches a copy of the inbound program to a namespace; dropping it
+    /// detaches it. It does nothing before the namespace has settings.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_pod(&self, netns: &Netns) -> Result<PodProgram> {
+        let cookie = netns.cookie();
+        let mut object = loader(&self.pins, &self.offsets, &cookie)
+            .btf(None)
+            .load(POD_OBJECT)
+            .context("the kernel does not take the pod's program")?;
+        let program: &mut SkLookup = typed(
+            object
+                .program_mut("shunt_lookup")
+                .context("the embedded object lacks the program shunt_lookup")?,
+        )?;
+        program
+            .load()
+            .context("the verifier does not take the inbound program")?;
+        program.attach(netns).with_context(|| {
+            format!(
+                "cannot attach the inbound program to {}",
+                netns.path().display()
+            )
+        })?;
+        let id = program.info().context("cannot look at the program")?.id();
+        Ok(PodProgram {
+            id,
+            _object: object,
+        })
+    }
+
+    /// Finds the listeners of a namespace that called listen() before it was
+    /// enrolled, or that had no place.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the iterator.
+    pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
+        let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
+        let link = visitor.attach().context("cannot start the iterator")?;
+        let link = visitor
+            .take_link(link)
+            .context("cannot keep the iterator")?;
+        // An iterator sees the namespace of the thread that opens it.
+        netns.within(|| {
+            let mut visits = link.into_file().context("cannot open the iterator")?;
+            let mut nothing = Vec::new();
+            visits
+                .read_to_end(&mut nothing)
+                .context("the iterator failed")?;
+            Ok(())
+        })?
+    }
+
+    /// The node's programs and what they are attached to.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub fn programs(&self) -> Result<Vec<KernelObject>> {
+        CGROUP_PROGRAMS
+            .iter()
+            .map(|name| {
+                let program = self
+                    .node
+                    .program(name)
+                    .with_context(|| format!("the program {name} is gone"))?;
+                Ok(KernelObject {
+                    name: (*name).to_owned(),
+                    id: program.info()?.id(),
+                    attached_to: Some(self.cgroup.display().to_string()),
+                })
+            })
+            .collect()
+    }
+
+    /// The maps.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub fn maps(&self) -> Result<Vec<KernelObject>> {
+        MAPS.iter()
+            .map(|name| {
+                let map = MapData::from_pin(self.pins.pin(name))
+                    .with_context(|| format!("cannot open the pinned map {name}"))?;
+                Ok(KernelObject {
+                    name: (*name).to_owned(),
+                    id: map.info()?.id(),
+                    attached_to: None,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The inbound program of one pod. Dropping it detaches it.
+pub struct PodProgram {
+    id: u32,
+    _object: Ebpf,
+}
+
+impl PodProgram {
+    /// The program, as `bpftool` shows it.
+    pub fn describe(&self, netns: &Path) -> KernelObject {
+        KernelObject {
+            name: "shunt_lookup".to_owned(),
+            id: self.id,
+            attached_to: Some(netns.display().to_string()),
+        }
+    }
+}
+
+/// The stream of the programs' requests.
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+impl Events {
+    /// The descriptor that becomes readable when there is something.
+    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::{AsRawFd as _, BorrowedFd};
+        // SAFETY: the descriptor is that of the ring, which outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+
+    /// The namespaces that programs asked about since the last call.
+    pub fn drain(&mut self) -> Vec<NetnsCookie> {
+        let mut cookies = Vec::new();
+        while let Some(item) = self.ring.next() {
+            // An Event starts with its cookie.
+            const { assert!(std::mem::offset_of!(Event, cookie) == 0) };
+            if let Some(cookie) = item.first_chunk::<8>() {
+                cookies.push(NetnsCookie::from_ne_bytes(*cookie));
+            }
+        }
+        cookies.sort_unstable();
+        cookies.dedup();
+        cookies
+    }
+}
+
+/// A loader that finds or pins every map, and sets what the programs have to
+/// know of this kernel and, for a pod's copy, of its namespace.
+fn loader<'a>(pins: &PinDir, offsets: &'a KernelOffsets, netns: &'a NetnsCookie) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.pin(name));
+    }
+    loader.override_global("OFFSETS", offsets, true);
+    loader.override_global("NETNS", netns, true);
+    loader
+}
+
+fn typed<'p, T>(program: &'p mut Program) -> Result<&'p mut T>
+where
+    &'p mut T: TryFrom<&'p mut Program>,
+    <&'p mut T as TryFrom<&'p mut Program>>::Error: std::error::Error + Send + Sync + 'static,
+{
+    program.try_into().context("a program is of another type")
+}

@@ -1,0 +1,217 @@
+//! The maps of the pods: the agent is their only writer.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{
+        HashMap, Map, MapData, PerCpuHashMap, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
+    util::nr_cpus,
+};
+use shunt_abi::{
+    CidrKey, Counters, ERROR_COUNT, ErrorCode, NetnsCookie, PodSettings, PortChunk, PortChunkKey,
+    RULE_SLOTS, Route, RouteKey,
+};
+use shunt_decide::Rule;
+
+use crate::{
+    routes::{self, RouteTable},
+    settings::Compiled,
+};
+
+/// The maps of the pods.
+pub struct Pods {
+    settings: HashMap<MapData, NetnsCookie, PodSettings>,
+    ports: HashMap<MapData, PortChunkKey, PortChunk>,
+    cidrs: LpmTrie<MapData, CidrKey, u32>,
+    routes: LpmTrie<MapData, RouteKey, Route>,
+    counters: PerCpuHashMap<MapData, NetnsCookie, Counters>,
+}
+
+/// What the programs counted for a pod: names of rules and of errors, with how
+/// many connections each decided or met.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CounterReport {
+    /// By rule, those at zero left out.
+    pub rules: BTreeMap<String, u64>,
+    /// By error, those at zero left out.
+    pub errors: BTreeMap<String, u64>,
+}
+
+impl Pods {
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self> {
+        let mut take = |name: &str| -> Result<Map> {
+            object
+                .take_map(name)
+                .with_context(|| format!("the map {name} was taken already"))
+        };
+        Ok(Self {
+            settings: HashMap::try_from(take("PODS")?)?,
+            ports: HashMap::try_from(take("PORTS")?)?,
+            cidrs: LpmTrie::try_from(take("CIDRS")?)?,
+            routes: LpmTrie::try_from(take("ROUTES")?)?,
+            counters: PerCpuHashMap::try_from(take("COUNTERS")?)?,
+        })
+    }
+
+    /// Puts settings in force. Their lists have to be there.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full.
+    pub fn put_in_force(&mut self, pod: NetnsCookie, settings: &PodSettings) -> Result<()> {
+        self.settings
+            .insert(pod, settings, 0)
+            .context("no room for another pod; more than 4096 are enrolled")
+    }
+
+    /// Ends the redirection of a pod.
+    pub fn take_out_of_force(&mut self, pod: NetnsCookie) {
+        // It fails only when there is none.
+        let _ = self.settings.remove(&pod);
+    }
+
+    /// Writes the lists of a version of settings.
+    ///
+    /// # Errors
+    ///
+    /// When a map is full; what was written then has to be removed.
+    pub fn write_lists(&mut self, compiled: &Compiled) -> Result<()> {
+        for (key, chunk) in &compiled.ports {
+            self.ports
+                .insert(key, chunk, 0)
+                .context("no room for the port lists of another pod")?;
+        }
+        for (bits, key) in &compiled.cidrs {
+            self.cidrs
+                .insert(&Key::new(*bits, *key), 1, 0)
+                .context("no room for the address ranges of another pod")?;
+        }
+        Ok(())
+    }
+
+    /// Removes the lists of a version that is no longer in force.
+    pub fn remove_lists(&mut self, compiled: &Compiled) {
+        for (key, _) in &compiled.ports {
+            let _ = self.ports.remove(key);
+        }
+        for (bits, key) in &compiled.cidrs {
+            let _ = self.cidrs.remove(&Key::new(*bits, *key));
+        }
+    }
+
+    /// Replaces the routing table of a pod; `old` is the one written before.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full.
+    pub fn write_routes(
+        &mut self,
+        pod: NetnsCookie,
+        old: &RouteTable,
+        new: &RouteTable,
+    ) -> Result<()> {
+        for (prefix, route) in new {
+            if old.get(prefix) != Some(route) {
+                let (bits, key) = routes::key(pod, prefix);
+                self.routes
+                    .insert(&Key::new(bits, key), route, 0)
+                    .context("no room for the routes of another pod")?;
+            }
+        }
+        for prefix in old.keys().filter(|prefix| !new.contains_key(prefix)) {
+            let (bits, key) = routes::key(pod, prefix);
+            let _ = self.routes.remove(&Key::new(bits, key));
+        }
+        Ok(())
+    }
+
+    /// Makes room for the counters of a pod, unless it has them.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full.
+    pub fn start_counters(&mut self, pod: NetnsCookie) -> Result<()> {
+        if self.counters.get(&pod, 0).is_ok() {
+            return Ok(());
+        }
+        let processors = nr_cpus().map_err(|(path, error)| {
+            anyhow::anyhow!("cannot count the processors by {path}: {error}")
+        })?;
+        let zero = PerCpuValues::try_from(vec![Counters::ZERO; processors])
+            .context("cannot make counters")?;
+        self.counters
+            .insert(pod, zero, 0)
+            .context("no room for the counters of another pod")
+    }
+
+    /// Removes the counters of a pod.
+    pub fn remove_counters(&mut self, pod: NetnsCookie) {
+        let _ = self.counters.remove(&pod);
+    }
+
+    /// What was counted for a pod.
+    pub fn counters(&self, pod: NetnsCookie) -> CounterReport {
+        let Ok(slots) = self.counters.get(&pod, 0) else {
+            return CounterReport::default();
+        };
+        report(&sum(slots.iter()))
+    }
+}
+
+/// Adds up the processors' counters.
+fn sum<'a>(slots: impl Iterator<Item = &'a Counters>) -> Counters {
+    slots.fold(Counters::ZERO, |mut total, slot| {
+        for i in 0..RULE_SLOTS {
+            total.by_rule[i] += slot.by_rule[i];
+        }
+        for i in 0..ERROR_COUNT {
+            total.by_error[i] += slot.by_error[i];
+        }
+        total
+    })
+}
+
+fn report(total: &Counters) -> CounterReport {
+    let mut report = CounterReport::default();
+    for rule in Rule::ALL {
+        let count = total.by_rule[*rule as usize];
+        if count > 0 {
+            // Rules that share a number in the contract share a counter.
+            *report.rules.entry(rule.number().to_owned()).or_default() += count;
+        }
+    }
+    for error in ErrorCode::ALL {
+        let count = total.by_error[error as usize];
+        if count > 0 {
+            report.errors.insert(error.name().to_owned(), count);
+        }
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_all_processors_are_added_up_under_their_names() {
+        let mut one = Counters::ZERO;
+        one.by_rule[Rule::OutIncludedCidr as usize] = 2;
+        one.by_error[ErrorCode::ProxyAway as usize] = 1;
+        let mut two = Counters::ZERO;
+        two.by_rule[Rule::OutIncludedCidr as usize] = 3;
+        let report = report(&sum([one, two].iter()));
+        assert_eq!(
+            report.rules,
+            BTreeMap::from([("outbound 11".to_owned(), 5)])
+        );
+        assert_eq!(
+            report.errors,
+            BTreeMap::from([("proxy_away".to_owned(), 1)])
+        );
+    }
+}

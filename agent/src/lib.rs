@@ -1,0 +1,16 @@
+//! The node agent, as a library for its own binary and for the tests.
+//!
+//! The way of an enrolment: [`control`] takes the request, [`settings`] has
+//! parsed it, [`node`] opens the namespace ([`netns`]), asks what its routing
+//! table says ([`routes`]), and hands everything to the [`datapath`], which
+//! writes the maps and attaches the programs.
+
+pub mod bpffs;
+pub mod cgroup;
+pub mod cli;
+pub mod control;
+pub mod datapath;
+pub mod netns;
+pub mod node;
+pub mod routes;
+pub mod settings;

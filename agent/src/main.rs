@@ -1,0 +1,74 @@
+//! The `shunt` command.
+#![expect(unused_crate_dependencies, reason = "the library uses them")]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use shunt::{
+    cli::{
+        enroll::{Enroll, Unenroll},
+        explain::Explain,
+        run::Run,
+        status::StatusCommand,
+    },
+    control::DEFAULT_SOCKET,
+};
+
+/// Takes iptables out of the service mesh: redirects the TCP connections of
+/// network namespaces to the sidecar proxy in them, with eBPF.
+///
+/// Exit codes: 0 when it is done, 1 when it could not be done, 2 when the
+/// command line or a setting makes no sense. In all but the first case nothing
+/// has changed.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  Start the agent, then redirect a pod as Istio's init container does:
+    shunt run &
+    shunt enroll --netns /run/netns/pod -p 15001 -z 15006 -u 1337 -g 1337 \\
+      -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020
+  See what is redirected, and stop it:
+    shunt status
+    shunt unenroll --netns /run/netns/pod"
+)]
+struct Shunt {
+    /// The agent's control socket
+    #[arg(
+        long,
+        global = true,
+        env = "SHUNT_SOCKET",
+        value_name = "PATH",
+        default_value = DEFAULT_SOCKET
+    )]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(Run),
+    Enroll(Box<Enroll>),
+    Unenroll(Unenroll),
+    Status(StatusCommand),
+    Explain(Box<Explain>),
+}
+
+fn main() -> ExitCode {
+    let shunt = Shunt::parse();
+    shunt::cli::start_logs();
+    let socket = &shunt.socket;
+    let done = match shunt.command {
+        Command::Run(run) => run.run(socket),
+        Command::Enroll(enroll) => enroll.run(socket),
+        Command::Unenroll(unenroll) => unenroll.run(socket),
+        Command::Status(status) => status.run(socket),
+        Command::Explain(explain) => return explain.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => shunt::cli::fail(&error),
+    }
+}

@@ -1,0 +1,406 @@
+//! The enrolled namespaces of the node, owned by one thread.
+//!
+//! Requests come in through a [`NodeHandle`] and are answered one after the
+//! other, so nothing here needs a lock, and what the maps hold is what this
+//! thread wrote.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use shunt_abi::NetnsCookie;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    datapath::{CounterReport, Datapath, KernelObject, PodProgram, Pods},
+    netns::Netns,
+    routes::{self, RouteTable},
+    settings::{Compiled, Enrolment, Families, Settings, compile},
+};
+
+/// How long lists that are no longer in force stay: a program that read the old
+/// settings just before still looks into them, and runs for microseconds.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What it takes to enrol a namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// Where the namespace is, such as `/run/netns/NAME`.
+    pub netns: PathBuf,
+    /// The nameservers of the pod's resolv.conf.
+    pub resolvers: Vec<IpAddr>,
+    /// The settings.
+    pub settings: Settings,
+}
+
+/// What the agent says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The attached programs.
+    pub programs: Vec<KernelObject>,
+    /// The maps.
+    pub maps: Vec<KernelObject>,
+    /// The enrolled namespaces.
+    pub pods: Vec<PodStatus>,
+}
+
+/// What the agent says of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Where its namespace was found.
+    pub netns: PathBuf,
+    /// The kernel's name of the namespace.
+    pub cookie: NetnsCookie,
+    /// Its settings.
+    pub settings: Settings,
+    /// The resolvers whose DNS is captured, when it is.
+    pub resolvers: Vec<IpAddr>,
+    /// What the programs counted.
+    pub counters: CounterReport,
+}
+
+/// A request to the thread that owns the node, with where to answer.
+enum Command {
+    Enrol(Box<EnrolRequest>, oneshot::Sender<Result<()>>),
+    Unenrol(PathBuf, oneshot::Sender<Result<()>>),
+    Status(oneshot::Sender<Result<Status>>),
+    /// Programs missed listeners in these namespaces.
+    FindListeners(Vec<NetnsCookie>),
+    /// Lists that were replaced, after their grace.
+    RemoveLists(Box<Compiled>),
+}
+
+/// The way to the thread that owns the node.
+#[derive(Clone)]
+pub struct NodeHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl NodeHandle {
+    /// Starts the thread. It ends, and detaches everything, when the last
+    /// handle is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the datapath's maps are not to be had, or no thread is.
+    pub fn start(mut datapath: Datapath) -> Result<(Self, thread::JoinHandle<()>)> {
+        let (commands, inbox) = mpsc::channel(64);
+        let mut node = Node {
+            pods: datapath.pods()?,
+            datapath,
+            enrolled: BTreeMap::new(),
+            list_sets: 0,
+            grace: Grace {
+                runtime: Handle::current(),
+                commands: commands.downgrade(),
+            },
+        };
+        let thread = thread::Builder::new()
+            .name("node".to_owned())
+            .spawn(move || node.serve(inbox))
+            .context("cannot start a thread")?;
+        Ok((Self { commands }, thread))
+    }
+
+    /// Enrols a namespace, or replaces the settings of an enrolled one. When it
+    /// returns the redirection is in force.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be done; then nothing has changed.
+    pub async fn enrol(&self, request: EnrolRequest) -> Result<()> {
+        self.ask(|answer| Command::Enrol(Box::new(request), answer))
+            .await
+    }
+
+    /// Ends the redirection of a namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it is not enrolled.
+    pub async fn unenrol(&self, netns: PathBuf) -> Result<()> {
+        self.ask(|answer| Command::Unenrol(netns, answer)).await
+    }
+
+    /// What the agent has to say.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn status(&self) -> Result<Status> {
+        self.ask(Command::Status).await
+    }
+
+    /// Has the listeners of these namespaces looked for.
+    pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
+        // It fails only when the thread has ended, and then nobody needs them.
+        let _ = self.commands.send(Command::FindListeners(pods)).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
+        let (answer, wait) = oneshot::channel();
+        self.commands
+            .send(command(answer))
+            .await
+            .map_err(|_ended| anyhow!("the agent is shutting down"))?;
+        wait.await
+            .map_err(|_ended| anyhow!("the agent is shutting down"))?
+    }
+}
+
+/// Sends a command back to the thread after [`GRACE`].
+struct Grace {
+    runtime: Handle,
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl Grace {
+    fn remove_later(&self, lists: Compiled) {
+        let commands = self.commands.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            if let Some(commands) = commands.upgrade() {
+                let _ = commands.send(Command::RemoveLists(Box::new(lists))).await;
+            }
+        });
+    }
+}
+
+/// A pod in force.
+struct Pod {
+    path: PathBuf,
+    settings: Settings,
+    resolvers: Vec<IpAddr>,
+    compiled: Compiled,
+    routes: RouteTable,
+    /// Attached to the namespace while this is kept.
+    program: PodProgram,
+}
+
+struct Node {
+    pods: Pods,
+    datapath: Datapath,
+    enrolled: BTreeMap<NetnsCookie, Pod>,
+    /// How many versions of lists there have been: the number of the newest.
+    list_sets: u32,
+    grace: Grace,
+}
+
+impl Node {
+    fn serve(&mut self, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.blocking_recv() {
+            // An answer that nobody waits for any more is nobody's loss.
+            match command {
+                Command::Enrol(request, answer) => {
+                    let _ = answer.send(self.enrol(*request));
+                }
+                Command::Unenrol(netns, answer) => {
+                    let _ = answer.send(self.unenrol(&netns));
+                }
+                Command::Status(answer) => {
+                    let _ = answer.send(self.status());
+                }
+                Command::FindListeners(pods) => self.find_listeners(&pods),
+                Command::RemoveLists(lists) => self.pods.remove_lists(&lists),
+            }
+        }
+    }
+
+    fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
+        let netns = Netns::open(&request.netns)?;
+        let table = routes::read(&netns)?;
+        self.list_sets += 1;
+        let compiled = compile(
+            &request.settings,
+            &Enrolment {
+                list_set: self.list_sets,
+                resolvers: &request.resolvers,
+                families: Families {
+                    v4: true,
+                    v6: false,
+                },
+                node_id: &|id| id,
+            },
+        );
+        let cookie = netns.cookie();
+        let before = self.enrolled.remove(&cookie);
+        let old_routes = before.as_ref().map(|pod| pod.routes.clone());
+        let done = self
+            .prepare(cookie, &compiled, &old_routes.unwrap_or_default(), &table)
+            .and_then(|()| self.put_in_force(&netns, &compiled, before.as_ref()));
+        match done {
+            Ok(program) => {
+                let program = match before {
+                    Some(pod) => {
+                        self.grace.remove_later(pod.compiled);
+                        pod.program
+                    }
+                    None => program.context("a new pod has a new program")?,
+                };
+                tracing::info!(netns = %request.netns.display(), cookie, "enrolled");
+                self.enrolled.insert(
+                    cookie,
+                    Pod {
+                        path: request.netns,
+                        settings: request.settings,
+                        resolvers: request.resolvers,
+                        compiled,
+                        routes: table,
+                        program,
+                    },
+                );
+                Ok(())
+            }
+            Err(error) => {
+                self.undo(cookie, &compiled, &table, before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all that settings refer to, before they are in force.
+    fn prepare(
+        &mut self,
+        pod: NetnsCookie,
+        compiled: &Compiled,
+        old_routes: &RouteTable,
+        table: &RouteTable,
+    ) -> Result<()> {
+        self.pods.write_lists(compiled)?;
+        self.pods.write_routes(pod, old_routes, table)?;
+        self.pods.start_counters(pod)
+    }
+
+    /// Puts settings in force: outbound with the settings, then the listeners
+    /// that are already there, and only when they are known inbound, so that a
+    /// proxy in service misses no connection.
+    fn put_in_force(
+        &mut self,
+        netns: &Netns,
+        compiled: &Compiled,
+        before: Option<&Pod>,
+    ) -> Result<Option<PodProgram>> {
+        self.pods.put_in_force(netns.cookie(), &compiled.pod)?;
+        self.datapath.scan_listeners(netns)?;
+        if before.is_some() {
+            return Ok(None);
+        }
+        self.datapath.attach_pod(netns).map(Some)
+    }
+
+    /// After a failure: as it was before the request.
+    fn undo(
+        &mut self,
+        cookie: NetnsCookie,
+        compiled: &Compiled,
+        table: &RouteTable,
+        before: Option<Pod>,
+    ) {
+        match before {
+            Some(pod) => {
+                let restored = self
+                    .pods
+                    .write_routes(cookie, table, &pod.routes)
+                    .and_then(|()| self.pods.put_in_force(cookie, &pod.compiled.pod));
+                if let Err(error) = restored {
+                    tracing::error!(cookie, "cannot restore the settings: {error:#}");
+                }
+                self.enrolled.insert(cookie, pod);
+            }
+            None => self.forget(cookie, table),
+        }
+        self.pods.remove_lists(compiled);
+    }
+
+    fn forget(&mut self, cookie: NetnsCookie, table: &RouteTable) {
+        self.pods.take_out_of_force(cookie);
+        // With no new table every route goes; removing needs no room.
+        let _ = self.pods.write_routes(cookie, table, &RouteTable::new());
+        self.pods.remove_counters(cookie);
+    }
+
+    fn unenrol(&mut self, path: &Path) -> Result<()> {
+        let cookie = self.cookie_at(path)?;
+        let Some(pod) = self.enrolled.remove(&cookie) else {
+            bail!(
+                "{} is not enrolled; `shunt status` lists what is",
+                path.display()
+            );
+        };
+        self.forget(cookie, &pod.routes);
+        self.grace.remove_later(pod.compiled);
+        tracing::info!(netns = %path.display(), cookie, "unenrolled");
+        Ok(())
+    }
+
+    /// The namespace at `path`, or the one that was enrolled from there and is
+    /// gone.
+    fn cookie_at(&self, path: &Path) -> Result<NetnsCookie> {
+        match Netns::open(path) {
+            Ok(netns) => Ok(netns.cookie()),
+            Err(error) => self
+                .enrolled
+                .iter()
+                .find(|(_, pod)| pod.path == path)
+                .map(|(cookie, _)| *cookie)
+                .ok_or(error),
+        }
+    }
+
+    fn find_listeners(&mut self, pods: &[NetnsCookie]) {
+        for cookie in pods {
+            let Some(path) = self.enrolled.get(cookie).map(|pod| pod.path.clone()) else {
+                continue;
+            };
+            let found = Netns::open(&path).and_then(|netns| {
+                if netns.cookie() != *cookie {
+                    bail!("another namespace is at {} now", path.display());
+                }
+                self.datapath.scan_listeners(&netns)
+            });
+            if let Err(error) = found {
+                tracing::warn!(cookie, "cannot look for listeners: {error:#}");
+            }
+        }
+    }
+
+    fn status(&self) -> Result<Status> {
+        let mut programs = self.datapath.programs()?;
+        programs.extend(
+            self.enrolled
+                .values()
+                .map(|pod| pod.program.describe(&pod.path)),
+        );
+        let pods = self
+            .enrolled
+            .iter()
+            .map(|(cookie, pod)| PodStatus {
+                netns: pod.path.clone(),
+                cookie: *cookie,
+                settings: pod.settings.clone(),
+                resolvers: pod.resolvers.clone(),
+                counters: self.pods.counters(*cookie),
+            })
+            .collect();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            programs,
+            maps: self.datapath.maps()?,
+            pods,
+        })
+    }
+}

@@ -1,0 +1,529 @@
+//! The contexts that the kernel hands to a program, read field by field.
+//!
+//! Every access is volatile and of the field's own width: left to itself the
+//! compiler merges neighbouring accesses or computes addresses first, and the
+//! verifier then says "invalid bpf_context access" or "pointer arithmetic on
+//! sock prohibited". Addresses come out as [`Addr`], ports in host byte order.
+
+use core::{
+    ffi::c_void,
+    ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
+};
+
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt},
+    helpers::generated::{
+        bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_sock_ops_cb_flags_set,
+    },
+};
+use shunt_abi::{Addr, Endpoint, NetnsCookie};
+use shunt_decide::Protocol;
+
+/// `AF_INET`
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`
+pub const AF_INET6: u32 = 10;
+/// `IPPROTO_TCP`
+pub const TCP: u32 = 6;
+/// `IPPROTO_UDP`
+const UDP: u32 = 17;
+
+/// What a `cgroup` program returns to let the call go on.
+pub const PROCEED: i32 = 1;
+/// What a `cgroup` program returns to make the call fail.
+const DENY: i32 = 0;
+
+/// No memory.
+pub const ENOMEM: i32 = 12;
+/// Not an address of the namespace.
+pub const EADDRNOTAVAIL: i32 = 99;
+/// No route.
+pub const ENETUNREACH: i32 = 101;
+
+macro_rules! read {
+    ($ptr:expr, $($field:tt)+) => {
+        // SAFETY: the pointer is a context or a socket that the kernel gave to
+        // this run of the program; the verifier checks offset and width.
+        unsafe { read_volatile(addr_of!((*$ptr).$($field)+)) }
+    };
+}
+
+macro_rules! write {
+    ($ptr:expr, $field:ident $([$i:literal])?, $value:expr) => {{
+        let value = $value;
+        // SAFETY: as for reads; the verifier knows which fields can be written.
+        unsafe { write_volatile(addr_of_mut!((*$ptr).$field $([$i])?), value) }
+    }};
+}
+
+/// Four words, each read on its own.
+macro_rules! read_addr6 {
+    ($ptr:expr, $($field:tt)+) => {
+        Addr::from_v6([
+            read!($ptr, $($field)+[0]),
+            read!($ptr, $($field)+[1]),
+            read!($ptr, $($field)+[2]),
+            read!($ptr, $($field)+[3]),
+        ])
+    };
+}
+
+/// The one of two addresses that a family means. Both are read beforehand: of
+/// two branches that each end in a read the compiler makes one read at a
+/// computed place, which the verifier forbids.
+#[inline(always)]
+const fn of_family(family: u32, v4: u32, v6: Addr) -> Addr {
+    if family == AF_INET {
+        Addr::from_v4(v4)
+    } else {
+        v6
+    }
+}
+
+/// A port as the contexts have it: network byte order in the low half.
+#[inline(always)]
+const fn port_from_be(field: u32) -> u16 {
+    u16::from_be(field as u16)
+}
+
+/// A helper of the kernel did not do what it was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct HelperFailed;
+
+/// A socket that a context or an iterator gave, alive while the program runs.
+#[derive(Clone, Copy)]
+pub struct Socket(*mut c_void);
+
+impl Socket {
+    /// The pointer, for helpers.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut c_void {
+        self.0
+    }
+}
+
+/// A `struct bpf_sock`: a socket whose fields a program may read.
+#[derive(Clone, Copy)]
+pub struct FullSocket(*mut bpf_sock);
+
+impl FullSocket {
+    /// The socket, for storage.
+    #[inline(always)]
+    pub const fn socket(self) -> Socket {
+        Socket(self.0.cast())
+    }
+
+    /// Its family.
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        read!(self.0, family)
+    }
+
+    /// Its local address; unspecified while it is not bound to one.
+    #[inline(always)]
+    pub fn source(self) -> Addr {
+        of_family(
+            self.family(),
+            read!(self.0, src_ip4),
+            read_addr6!(self.0, src_ip6),
+        )
+    }
+
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), or 0.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        read!(self.0, bound_dev_if)
+    }
+
+    /// Its local port; 0 while it has none.
+    #[inline(always)]
+    pub fn source_port(self) -> u16 {
+        read!(self.0, src_port) as u16
+    }
+}
+
+/// The call that a `cgroup/connect` or `cgroup/getpeername` program sees.
+#[derive(Clone, Copy)]
+pub struct AddressCall(*mut bpf_sock_addr);
+
+impl AddressCall {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut bpf_sock_addr) -> Self {
+        Self(ctx)
+    }
+
+    /// The network namespace of the socket (Linux 5.7).
+    #[inline(always)]
+    pub fn netns(self) -> NetnsCookie {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// The socket.
+    #[inline(always)]
+    pub fn socket(self) -> FullSocket {
+        FullSocket(read!(self.0, __bindgen_anon_1.sk))
+    }
+
+    /// The transport protocol of the socket, if the rules know it.
+    #[inline(always)]
+    pub fn protocol(self) -> Option<Protocol> {
+        match read!(self.0, protocol) {
+            TCP => Some(Protocol::Tcp),
+            UDP => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+
+    /// The family of the socket.
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        read!(self.0, family)
+    }
+
+    /// The address in an `AF_INET` call.
+    #[inline(always)]
+    pub fn address4(self) -> Endpoint {
+        Endpoint::new(
+            Addr::from_v4(read!(self.0, user_ip4)),
+            port_from_be(read!(self.0, user_port)),
+        )
+    }
+
+    /// The address in an `AF_INET6` call.
+    #[inline(always)]
+    pub fn address6(self) -> Endpoint {
+        Endpoint::new(
+            read_addr6!(self.0, user_ip6),
+            port_from_be(read!(self.0, user_port)),
+        )
+    }
+
+    /// Replaces the address of an `AF_INET` call, which goes on with it.
+    #[inline(always)]
+    pub fn set_address4(self, to: &Endpoint) -> i32 {
+        write!(self.0, user_ip4, to.addr.v4());
+        write!(self.0, user_port, u32::from(to.port.to_be()));
+        PROCEED
+    }
+
+    /// Replaces the address of an `AF_INET6` call, which goes on with it.
+    #[inline(always)]
+    pub fn set_address6(self, to: &Endpoint) -> i32 {
+        write!(self.0, user_ip6[0], to.addr.words[0]);
+        write!(self.0, user_ip6[1], to.addr.words[1]);
+        write!(self.0, user_ip6[2], to.addr.words[2]);
+        write!(self.0, user_ip6[3], to.addr.words[3]);
+        write!(self.0, user_port, u32::from(to.port.to_be()));
+        PROCEED
+    }
+
+    /// Binds the socket to a source address and leaves the port to connect().
+    ///
+    /// Fails when the address is not the namespace's, or the socket has a port.
+    #[inline(always)]
+    pub fn bind(self, source: &Addr) -> Result<(), HelperFailed> {
+        let done = if self.family() == AF_INET {
+            let mut to = SockAddr4 {
+                family: AF_INET as u16,
+                port: 0,
+                addr: source.v4(),
+                zero: [0; 2],
+            };
+            let len = size_of::<SockAddr4>() as i32;
+            // SAFETY: the context of this run, and a sockaddr_in of that size.
+            unsafe { bpf_bind(self.0, addr_of_mut!(to).cast(), len) }
+        } else {
+            let mut to = SockAddr6 {
+                family: AF_INET6 as u16,
+                port: 0,
+                flowinfo: 0,
+                addr: source.words,
+                scope: 0,
+            };
+            let len = size_of::<SockAddr6>() as i32;
+            // SAFETY: the context of this run, and a sockaddr_in6 of that size.
+            unsafe { bpf_bind(self.0, addr_of_mut!(to).cast(), len) }
+        };
+        if done == 0 { Ok(()) } else { Err(HelperFailed) }
+    }
+}
+
+/// Makes the system call fail with `errno` (Linux 5.18).
+#[inline(always)]
+pub fn fail_with(errno: i32) -> i32 {
+    // SAFETY: changes nothing but the return value of this run.
+    let _ = unsafe { bpf_set_retval(-errno) };
+    DENY
+}
+
+/// `struct sockaddr_in`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SockAddr4 {
+    /// `AF_INET`
+    pub family: u16,
+    /// The port, network byte order.
+    pub port: u16,
+    /// The address, network byte order.
+    pub addr: u32,
+    /// Zero.
+    pub zero: [u32; 2],
+}
+
+/// `struct sockaddr_in6`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SockAddr6 {
+    /// `AF_INET6`
+    pub family: u16,
+    /// The port, network byte order.
+    pub port: u16,
+    /// Zero.
+    pub flowinfo: u32,
+    /// The address, network byte order.
+    pub addr: [u32; 4],
+    /// Zero: the answer never names an interface.
+    pub scope: u32,
+}
+
+/// What a `sock_ops` program sees of a TCP socket.
+#[derive(Clone, Copy)]
+pub struct TcpEvent(*mut bpf_sock_ops);
+
+impl TcpEvent {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut bpf_sock_ops) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut bpf_sock_ops {
+        self.0
+    }
+
+    /// Which event, a `BPF_SOCK_OPS_…` code.
+    #[inline(always)]
+    pub fn op(self) -> u32 {
+        read!(self.0, op)
+    }
+
+    /// The new state, in a state callback.
+    #[inline(always)]
+    pub fn new_state(self) -> u32 {
+        read!(self.0, __bindgen_anon_1.args[1])
+    }
+
+    /// The network namespace of the socket (Linux 5.14).
+    #[inline(always)]
+    pub fn netns(self) -> NetnsCookie {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// The socket; `None` for one that is not a full socket.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk: *mut bpf_sock = read!(self.0, __bindgen_anon_2.sk);
+        (!sk.is_null()).then(|| Socket(sk.cast()))
+    }
+
+    /// Its family.
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        read!(self.0, family)
+    }
+
+    /// Its local address and port.
+    #[inline(always)]
+    pub fn local(self) -> Endpoint {
+        let addr = of_family(
+            self.family(),
+            read!(self.0, local_ip4),
+            read_addr6!(self.0, local_ip6),
+        );
+        Endpoint::new(addr, self.local_port())
+    }
+
+    /// Its local port.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        read!(self.0, local_port) as u16
+    }
+
+    /// Its peer's address and port.
+    #[inline(always)]
+    pub fn remote(self) -> Endpoint {
+        let addr = of_family(
+            self.family(),
+            read!(self.0, remote_ip4),
+            read_addr6!(self.0, remote_ip6),
+        );
+        // On both byte orders the port is in the half that a 32-bit swap brings
+        // down: the field is `port << 16` on little endian machines.
+        let port = u32::from_be(read!(self.0, remote_port)) as u16;
+        Endpoint::new(addr, port)
+    }
+
+    /// Asks for state callbacks of this socket, beside those already asked for.
+    #[inline(always)]
+    pub fn watch_state(self, flag: u32) {
+        let asked = read!(self.0, bpf_sock_ops_cb_flags);
+        // SAFETY: the context of this very run. It fails only for sockets that
+        // are not full, and then there is nothing to watch.
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, (asked | flag) as i32) };
+    }
+}
+
+/// What a `cgroup/getsockopt` program sees: the call after the kernel answered.
+#[derive(Clone, Copy)]
+pub struct OptionCall(*mut bpf_sockopt);
+
+impl OptionCall {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut bpf_sockopt) -> Self {
+        Self(ctx)
+    }
+
+    /// The protocol level.
+    #[inline(always)]
+    pub fn level(self) -> i32 {
+        read!(self.0, level)
+    }
+
+    /// The option.
+    #[inline(always)]
+    pub fn name(self) -> i32 {
+        read!(self.0, optname)
+    }
+
+    /// The length of the caller's buffer, in bytes.
+    #[inline(always)]
+    pub fn length(self) -> i32 {
+        read!(self.0, optlen)
+    }
+
+    /// The socket.
+    #[inline(always)]
+    pub fn socket(self) -> FullSocket {
+        FullSocket(read!(self.0, __bindgen_anon_1.sk))
+    }
+
+    /// Leaves the kernel's answer as it is, without copying a buffer of more
+    /// than a page, of which the program was given the first page only.
+    #[inline(always)]
+    pub fn leave_alone(self) {
+        write!(self.0, optlen, 0);
+    }
+
+    /// Makes the call succeed.
+    #[inline(always)]
+    pub fn succeed(self) {
+        write!(self.0, retval, 0);
+    }
+
+    /// Writes `value` to the start of the caller's buffer. `false` when the
+    /// buffer is too small.
+    #[inline(always)]
+    pub fn answer<T: Copy>(self, value: T) -> bool {
+        let start = read!(self.0, __bindgen_anon_2.optval).cast::<T>();
+        let end = read!(self.0, __bindgen_anon_3.optval_end).cast::<T>();
+        // SAFETY: the address is only compared; the verifier wants exactly this
+        // comparison before it lets the program write.
+        if unsafe { start.add(1) } > end {
+            return false;
+        }
+        // SAFETY: start..start+1 lies within the buffer, as just checked.
+        unsafe { start.write_unaligned(value) };
+        true
+    }
+}
+
+/// What a `sk_lookup` program sees: a packet that looks for a listener.
+#[derive(Clone, Copy)]
+pub struct Arrival(*mut bpf_sk_lookup);
+
+impl Arrival {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut bpf_sk_lookup) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut bpf_sk_lookup {
+        self.0
+    }
+
+    /// The transport protocol.
+    #[inline(always)]
+    pub fn protocol(self) -> u32 {
+        read!(self.0, protocol)
+    }
+
+    /// The family of the packet.
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        read!(self.0, family)
+    }
+
+    /// Where it was sent to.
+    #[inline(always)]
+    pub fn local(self) -> Endpoint {
+        let addr = of_family(
+            self.family(),
+            read!(self.0, local_ip4),
+            read_addr6!(self.0, local_ip6),
+        );
+        Endpoint::new(addr, read!(self.0, local_port) as u16)
+    }
+
+    /// The index of the interface that it came in through (Linux 5.17). For a
+    /// packet from inside it is not that of loopback.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        read!(self.0, ingress_ifindex)
+    }
+
+    /// Where it came from.
+    #[inline(always)]
+    pub fn remote_addr(self) -> Addr {
+        of_family(
+            self.family(),
+            read!(self.0, remote_ip4),
+            read_addr6!(self.0, remote_ip6),
+        )
+    }
+}
+
+/// What an iterator over TCP sockets sees (`struct bpf_iter__tcp`).
+#[derive(Clone, Copy)]
+pub struct Visit(*mut TcpVisit);
+
+/// `struct bpf_iter__tcp`
+#[repr(C)]
+pub struct TcpVisit {
+    meta: *mut c_void,
+    sk_common: *mut c_void,
+    uid: u32,
+}
+
+impl Visit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut TcpVisit) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket; `None` after the last one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk = read!(self.0, sk_common);
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+}

@@ -1,0 +1,99 @@
+//! From the first packet to the accepted socket: what the application asked for
+//! is carried over from its socket to the proxy's.
+//!
+//! Before the SYN leaves, the four-tuple is known and the proxy cannot have seen
+//! anything yet, with TCP Fast Open either: that is when it is published. When
+//! the proxy's side is established it moves into the accepted socket's own
+//! storage, and nothing is left behind.
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+};
+use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie};
+
+use crate::{
+    counters,
+    ctx::{Socket, TcpEvent},
+    listeners,
+    maps::{ASKED, FLOWS, ORIGINAL_DST},
+    pods,
+};
+
+/// Follows a TCP socket.
+#[inline(always)]
+pub fn event(event: TcpEvent) {
+    let Some(socket) = event.socket() else {
+        return;
+    };
+    match event.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(event, socket),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take(event, socket),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listeners::opened(event, socket),
+        BPF_SOCK_OPS_STATE_CB if event.new_state() == BPF_TCP_CLOSE => withdraw(event, socket),
+        _ => {}
+    }
+}
+
+/// The application's side is about to send its SYN.
+#[inline(always)]
+fn publish(event: TcpEvent, socket: Socket) {
+    let Some(asked) = ASKED.get(socket) else {
+        return;
+    };
+    let netns = event.netns();
+    let key = flow(netns, &event.local(), &event.remote());
+    // A handshake that never ends leaves its entry to the end of the socket.
+    event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
+    if FLOWS.insert(key, asked, 0).is_err() {
+        counters::failed(netns, ErrorCode::PublishFailed);
+    }
+}
+
+/// The application's socket is closed.
+#[inline(always)]
+fn withdraw(event: TcpEvent, socket: Socket) {
+    if ASKED.get(socket).is_some() {
+        let key = flow(event.netns(), &event.local(), &event.remote());
+        let _ = FLOWS.remove(key);
+    }
+}
+
+/// A listener has a new connection.
+#[inline(always)]
+fn take(event: TcpEvent, socket: Socket) {
+    let port = event.local_port();
+    if ORIGINAL_DST
+        .get(socket)
+        .is_some_and(|kept| kept.port != port)
+    {
+        // Steered here by sk_lookup: its own local address is the answer.
+        return;
+    }
+    let netns = event.netns();
+    if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
+        return;
+    }
+    let key = flow(netns, &event.remote(), &event.local());
+    // SAFETY: an element is written once and removed by the two ends of one
+    // connection; this is one of them, the other still waits.
+    let Some(asked) = (unsafe { FLOWS.get(key) }).copied() else {
+        return;
+    };
+    if ORIGINAL_DST.set(socket, asked).is_err() {
+        counters::failed(netns, ErrorCode::KeepFailed);
+    }
+    let _ = FLOWS.remove(key);
+}
+
+#[inline(always)]
+fn flow(cookie: NetnsCookie, client: &Endpoint, server: &Endpoint) -> FlowKey {
+    FlowKey {
+        cookie,
+        client: client.addr,
+        server: server.addr,
+        client_port: client.port,
+        server_port: server.port,
+        pad: 0,
+    }
+}

@@ -1,0 +1,112 @@
+//! What no context field says, read from the kernel's own structures.
+//!
+//! A read of the wrong address gives an error or a wrong value, never a crash:
+//! `bpf_probe_read_kernel` is made for that. The offsets come from the BTF of
+//! the running kernel.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
+
+use crate::ctx::{AF_INET, Socket};
+
+/// Where the running kernel keeps what is read here. Set by the agent when it
+/// loads the programs.
+#[unsafe(no_mangle)]
+static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
+    sock_socket: 0,
+    socket_file: 0,
+    file_cred: 0,
+    cred_fsuid: 0,
+    cred_fsgid: 0,
+    common_family: 0,
+    common_state: 0,
+    common_num: 0,
+    common_net: 0,
+    common_saddr4: 0,
+    common_saddr6: 0,
+    net_cookie: 0,
+});
+
+/// The address of a kernel structure, as a number.
+#[derive(Clone, Copy)]
+struct Address(u64);
+
+impl Address {
+    /// The address of a socket. The verifier allows no arithmetic on a pointer
+    /// to a socket; what a helper has copied is a number to it.
+    #[inline(always)]
+    fn of(socket: Socket) -> Option<Self> {
+        let pointer: *mut c_void = socket.as_ptr();
+        // SAFETY: reads the eight bytes of the variable above.
+        let number = unsafe { bpf_probe_read_kernel(core::ptr::from_ref(&pointer).cast::<u64>()) };
+        number.ok().map(Self)
+    }
+
+    /// The value of a field.
+    #[inline(always)]
+    fn field<T: Copy>(self, offset: u32) -> Option<T> {
+        let from = (self.0 + u64::from(offset)) as *const T;
+        // SAFETY: the helper checks the address; any bits are a T, which is an
+        // integer or an array of them here.
+        unsafe { bpf_probe_read_kernel(from) }.ok()
+    }
+
+    /// Where a field that is a pointer points to.
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Option<Self> {
+        match self.field::<u64>(offset) {
+            Some(address) if address != 0 => Some(Self(address)),
+            _ => None,
+        }
+    }
+}
+
+/// The uid and gid that `iptables -m owner` compares: the file system ids of
+/// whoever called socket(), `sk->sk_socket->file->f_cred` (xt_owner's
+/// `owner_mt`). They stay with the socket for its life, so this holds for
+/// sockets that are older than their namespace's enrolment, too.
+#[inline(always)]
+pub fn owner(socket: Socket) -> Option<(u32, u32)> {
+    let at = OFFSETS.load();
+    let cred = Address::of(socket)?
+        .follow(at.sock_socket)?
+        .follow(at.socket_file)?
+        .follow(at.file_cred)?;
+    Some((cred.field(at.cred_fsuid)?, cred.field(at.cred_fsgid)?))
+}
+
+/// What an iterator wants to know of a TCP socket.
+pub struct TcpSocket {
+    /// The family.
+    pub family: u16,
+    /// The state, a `TCP_…` code.
+    pub state: u8,
+    /// The local port, host byte order.
+    pub port: u16,
+    /// The local address.
+    pub addr: Addr,
+    /// The network namespace.
+    pub netns: NetnsCookie,
+}
+
+/// Reads the identity of a socket that an iterator visits.
+#[inline(always)]
+pub fn tcp_socket(socket: Socket) -> Option<TcpSocket> {
+    let at = OFFSETS.load();
+    let common = Address::of(socket)?;
+    let family: u16 = common.field(at.common_family)?;
+    let addr = if u32::from(family) == AF_INET {
+        Addr::from_v4(common.field(at.common_saddr4)?)
+    } else {
+        Addr::from_v6(common.field(at.common_saddr6)?)
+    };
+    Some(TcpSocket {
+        family,
+        state: common.field(at.common_state)?,
+        port: common.field(at.common_num)?,
+        addr,
+        netns: common.follow(at.common_net)?.field(at.net_cookie)?,
+    })
+}

@@ -1,0 +1,26 @@
+//! The BPF programs, as a library shared by the two objects that are loaded.
+//!
+//! The way of a connection: [`connect`] asks [`facts`] for a decision and rewrites
+//! the destination ([`datagram`] does for DNS without a connection),
+//! [`handshake`] carries the asked-for destination over to the accepted socket,
+//! [`names`] answers who the peer and the original destination are; what comes
+//! from outside the pod is steered by [`lookup`] to a listener that
+//! [`listeners`] knows. [`maps`] says who writes and who reads which map;
+//! [`ctx`], [`kernel`] and
+//! [`storage`] are the only ones that touch raw pointers of the kernel.
+#![no_std]
+
+pub mod connect;
+pub mod counters;
+pub mod ctx;
+pub mod datagram;
+pub mod facts;
+pub mod handshake;
+pub mod kernel;
+pub mod listeners;
+pub mod lists;
+pub mod lookup;
+pub mod maps;
+pub mod names;
+pub mod pods;
+pub mod storage;

@@ -1,0 +1,122 @@
+//! The proxies' listening sockets, from which `sk_lookup` assigns.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_map_update_elem, bpf_sock_hash_update},
+};
+use shunt_abi::{Addr, Endpoint, ErrorCode, LISTENER_SLOTS, ListenerKey, NetnsCookie};
+
+use crate::{
+    counters,
+    ctx::{AF_INET, Socket, TcpEvent},
+    kernel,
+    maps::{LISTENERS, ORIGINAL_DST},
+    pods,
+};
+
+/// `TCP_LISTEN`
+const TCP_LISTEN: u8 = 10;
+
+/// A socket has called listen().
+#[inline(always)]
+pub fn opened(event: TcpEvent, socket: Socket) {
+    let listener = Listener {
+        netns: event.netns(),
+        local: event.local(),
+        family: family(event.family()),
+    };
+    listener.remember(socket, |key| {
+        // SAFETY: the context of this run, and a key of this map.
+        unsafe {
+            bpf_sock_hash_update(
+                event.as_ptr(),
+                map(),
+                core::ptr::from_mut(key).cast(),
+                u64::from(BPF_NOEXIST),
+            )
+        }
+    });
+}
+
+/// An iterator has come to a TCP socket: one that called listen() before its
+/// namespace was enrolled, or that found no free slot then.
+#[inline(always)]
+pub fn visited(socket: Socket) {
+    let Some(found) = kernel::tcp_socket(socket) else {
+        return;
+    };
+    if found.state != TCP_LISTEN || ORIGINAL_DST.get(socket).is_some() {
+        return;
+    }
+    let listener = Listener {
+        netns: found.netns,
+        local: Endpoint::new(found.addr, found.port),
+        family: family(u32::from(found.family)),
+    };
+    listener.remember(socket, |key| {
+        // SAFETY: a key of this map; the iterator holds the socket, and the
+        // value of a socket map is the socket itself.
+        unsafe {
+            bpf_map_update_elem(
+                map(),
+                core::ptr::from_mut(key).cast(),
+                socket.as_ptr(),
+                u64::from(BPF_NOEXIST),
+            )
+        }
+    });
+}
+
+/// A socket that listens.
+struct Listener {
+    netns: NetnsCookie,
+    local: Endpoint,
+    family: u8,
+}
+
+impl Listener {
+    /// Marks the listener, so that the sockets accepted from it know whose they
+    /// are, and adds it where `sk_lookup` finds it. The mark also says that it
+    /// has been added: one that found no slot stays without.
+    #[inline(always)]
+    fn remember(&self, socket: Socket, add: impl Fn(&mut ListenerKey) -> i64) {
+        let (netns, port) = (self.netns, self.local.port);
+        if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
+            return;
+        }
+        let mark = Endpoint::new(Addr::default(), port);
+        if ORIGINAL_DST.set(socket, mark).is_err() {
+            counters::failed(netns, ErrorCode::ListenerFailed);
+            return;
+        }
+        // What comes from outside never reaches a listener on loopback.
+        if !self.local.addr.is_loopback() && !into_free_slot(self, add) {
+            ORIGINAL_DST.remove(socket);
+        }
+    }
+}
+
+/// Adds a listener under the first key that no other has.
+#[inline(always)]
+fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) -> bool {
+    for slot in 0..LISTENER_SLOTS {
+        let mut key = ListenerKey::new(listener.netns, listener.local.port, listener.family, slot);
+        if add(&mut key) == 0 {
+            return true;
+        }
+    }
+    false
+}
+
+/// The family as a key has it.
+#[inline(always)]
+pub const fn family(af: u32) -> u8 {
+    if af == AF_INET { 4 } else { 6 }
+}
+
+#[inline(always)]
+fn map() -> *mut c_void {
+    core::ptr::from_ref(&LISTENERS).cast_mut().cast()
+}

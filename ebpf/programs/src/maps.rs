@@ -1,0 +1,90 @@
+//! Every map, with who writes and who reads it.
+//!
+//! What grows with connections lives in socket storage and dies with the socket;
+//! the sizes below bound pods, lists and handshakes under way, never the number
+//! of open connections. All but the ring buffer are hash-like and allocate an
+//! element when it is inserted (`BPF_F_NO_PREALLOC`).
+
+use aya_ebpf::{
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC},
+    btf_maps::{HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash},
+    macros::btf_map,
+};
+use shunt_abi::{
+    CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
+    PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
+};
+
+use crate::storage::SocketStorage;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+const CLONE: usize = BPF_F_CLONE as usize;
+
+/// How many network namespaces can be enrolled on a node.
+pub const MAX_PODS: usize = 4096;
+
+/// The settings of each enrolled namespace. Written by the agent; read by every
+/// program, first thing: a namespace that is not in here is left alone.
+#[btf_map]
+pub static PODS: HashMap<NetnsCookie, PodSettings, MAX_PODS, NO_PREALLOC> = HashMap::new();
+
+/// The pods' lists of ports. Written by the agent, before the settings that
+/// name them; read by `connect` and `sk_lookup`.
+#[btf_map]
+pub static PORTS: HashMap<PortChunkKey, PortChunk, 65_536, NO_PREALLOC> = HashMap::new();
+
+/// The pods' lists of address ranges. Written by the agent, before the settings
+/// that name them; read by `connect`.
+#[btf_map]
+pub static CIDRS: LpmTrie<CidrKey, u32, 16_777_216> = LpmTrie::new();
+
+/// What the pods' routing tables say. Written by the agent, kept current from
+/// rtnetlink; read by `connect` and `sk_lookup`.
+#[btf_map]
+pub static ROUTES: LpmTrie<RouteKey, Route, 4_194_304> = LpmTrie::new();
+
+/// The pods' interfaces that are excluded or virtual. Written by the agent, kept
+/// current from rtnetlink; read by `connect` and `sk_lookup`, for pods that have
+/// such.
+#[btf_map]
+pub static INTERFACES: HashMap<InterfaceKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
+
+/// The proxies' listeners. Written by `sock_ops` when a proxy calls listen() and
+/// by the iterator for those that did before; read by `sk_lookup`. The kernel
+/// removes a socket that is closed.
+#[btf_map]
+pub static LISTENERS: SockHash<ListenerKey, 65_536> = SockHash::new();
+
+/// Redirected connections between the first packet and the proxy's side being
+/// established. Written by `sock_ops` on the application's side, read and
+/// deleted on the proxy's; deleted when the application's socket closes.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Endpoint, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// What the application asked for, kept with its socket. Written by `connect`;
+/// read by `sock_ops` and `getpeername`.
+#[btf_map]
+pub static ASKED: SocketStorage<Endpoint, NO_PREALLOC> = SocketStorage::new();
+
+/// The servers that an unconnected UDP socket asked. Written by `sendmsg`; read
+/// by `recvmsg`.
+#[btf_map]
+pub static QUESTIONS: SocketStorage<Questions, NO_PREALLOC> = SocketStorage::new();
+
+/// The original destination of an accepted socket of the proxy. A listener has
+/// an entry with no address and its own port, which each socket accepted from
+/// it inherits; `sock_ops` puts the published destination in its place. Read by
+/// `getsockopt`.
+#[btf_map]
+pub static ORIGINAL_DST: SocketStorage<Endpoint, { NO_PREALLOC | CLONE }> = SocketStorage::new();
+
+/// What was decided and what went wrong, by pod. Created by the agent; written
+/// by every program.
+#[btf_map]
+pub static COUNTERS: PerCpuHashMap<NetnsCookie, Counters, MAX_PODS, NO_PREALLOC> =
+    PerCpuHashMap::new();
+
+/// Requests to the agent. Written by `sk_lookup`.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 65_536> = RingBuf::new();

@@ -1,0 +1,80 @@
+//! What the two sides are told about each other.
+
+use shunt_abi::{Addr, Endpoint};
+
+use crate::{
+    ctx::{AF_INET, AF_INET6, AddressCall, OptionCall, SockAddr4, SockAddr6},
+    maps::{ASKED, ORIGINAL_DST},
+};
+
+/// What getpeername() on a redirected socket has to answer: what was asked for.
+#[inline(always)]
+pub fn peer(call: AddressCall) -> Option<Endpoint> {
+    ASKED.get(call.socket().socket()).copied()
+}
+
+/// `SOL_IP`
+const SOL_IP: i32 = 0;
+/// `SOL_IPV6`
+const SOL_IPV6: i32 = 41;
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`
+const SO_ORIGINAL_DST: i32 = 80;
+/// How much of a caller's buffer a program is given.
+const PAGE: i32 = 4096;
+
+/// Answers `SO_ORIGINAL_DST` on a socket that was redirected, and leaves every
+/// other answer of the kernel as it is.
+///
+/// The length that the caller passed stays, as with the kernel's own
+/// `getorigdst`; a buffer that is too small leaves the kernel's error.
+#[inline(always)]
+pub fn original_destination(call: OptionCall) {
+    if !is_original_dst(call) {
+        if call.length() > PAGE {
+            call.leave_alone();
+        }
+        return;
+    }
+    let Some(destination) = destination_of(call) else {
+        return;
+    };
+    let answered = if call.level() == SOL_IP {
+        call.answer(SockAddr4 {
+            family: AF_INET as u16,
+            port: destination.port.to_be(),
+            addr: destination.addr.v4(),
+            zero: [0; 2],
+        })
+    } else {
+        call.answer(SockAddr6 {
+            family: AF_INET6 as u16,
+            port: destination.port.to_be(),
+            flowinfo: 0,
+            addr: destination.addr.words,
+            scope: 0,
+        })
+    };
+    if answered {
+        call.succeed();
+    }
+}
+
+#[inline(always)]
+fn is_original_dst(call: OptionCall) -> bool {
+    call.name() == SO_ORIGINAL_DST && (call.level() == SOL_IP || call.level() == SOL_IPV6)
+}
+
+/// The original destination, when there is one in the family of the option.
+#[inline(always)]
+fn destination_of(call: OptionCall) -> Option<Endpoint> {
+    let socket = call.socket();
+    let kept = ORIGINAL_DST.get(socket.socket())?;
+    let destination = if kept.addr.same(&Addr::default()) {
+        // Inherited from the listener: steered here when the ports differ.
+        let own = Endpoint::new(socket.source(), socket.source_port());
+        (own.port != kept.port).then_some(own)?
+    } else {
+        *kept
+    };
+    (destination.addr.is_v4() == (call.level() == SOL_IP)).then_some(destination)
+}
