@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{Datapath, Events},
+    datapath::{Datapath, Events, MapLimit},
     node::NodeHandle,
 };
 
@@ -29,6 +29,9 @@ pub struct Run {
     /// Where maps are pinned; a bpffs is mounted there when there is none
     #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
+    /// Gives a map another size, for tests
+    #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
+    map_limit: Vec<MapLimit>,
 }
 
 impl Run {
@@ -54,7 +57,7 @@ impl Run {
             Some(named) => named.clone(),
             None => cgroup::find_root()?,
         };
-        let mut datapath = Datapath::load(&cgroup, &self.bpffs)?;
+        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(answer_events(events, node.clone()));

@@ -8,13 +8,14 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{CgroupAttachMode, Iter, Program, SkLookup},
+    programs::{CgroupAttachMode, Iter, Program, SkLookup, sk_lookup::SkLookupLink},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
@@ -72,10 +73,39 @@ pub struct KernelObject {
     pub attached_to: Option<String>,
 }
 
+/// Another size for a map than the one it is declared with. Small ones show
+/// what happens when a map is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapLimit {
+    map: &'static str,
+    entries: u32,
+}
+
+impl FromStr for MapLimit {
+    type Err = anyhow::Error;
+
+    /// Reads `NAME=ENTRIES`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, entries) = text
+            .split_once('=')
+            .with_context(|| format!("{text:?} is not NAME=ENTRIES"))?;
+        let map = MAPS
+            .iter()
+            .find(|map| **map == name)
+            .with_context(|| format!("{name:?} is no map; the maps are {}", MAPS.join(", ")))?;
+        let entries = entries
+            .parse()
+            .with_context(|| format!("{entries:?} is no number of entries"))?;
+        Ok(Self { map, entries })
+    }
+}
+
 /// The loaded programs of the node. Dropping it detaches them.
 pub struct Datapath {
     node: Ebpf,
-    offsets: KernelOffsets,
+    /// Loads the copies for the pods. Kept, because a new loader reads all of
+    /// the kernel's BTF, which takes longer than everything else together.
+    loader: EbpfLoader<'static>,
     cgroup: PathBuf,
     // After the programs: their pins go last.
     pins: PinDir,
@@ -88,20 +118,25 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel lacks something, or refuses; then nothing is left.
-    pub fn load(cgroup: &Path, bpffs: &Path) -> Result<Self> {
+    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit]) -> Result<Self> {
         preflight::check()?;
         let offsets = offsets::of_running_kernel()?;
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
         let pins = PinDir::open(bpffs, MAPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
-        let node = loader(&pins, &offsets, &0)
-            .btf(Some(&btf))
+        let mut loader = loader(&pins, offsets);
+        for limit in limits {
+            loader.map_max_entries(limit.map, limit.entries);
+        }
+        let node = loader
             .load(NODE_OBJECT)
             .context("the kernel does not take the maps of the node's programs")?;
+        // The pods' program has nothing to relocate.
+        loader.btf(None);
         let mut datapath = Self {
             node,
-            offsets,
+            loader,
             cgroup: cgroup.to_owned(),
             pins,
         };
@@ -177,10 +212,12 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn attach_pod(&self, netns: &Netns) -> Result<PodProgram> {
-        let cookie = netns.cookie();
-        let mut object = loader(&self.pins, &self.offsets, &cookie)
-            .btf(None)
+    pub fn attach_pod(&mut self, netns: &Netns) -> Result<PodProgram> {
+        // The loader keeps what it is given: eight bytes for each pod.
+        let cookie: &'static NetnsCookie = Box::leak(Box::new(netns.cookie()));
+        let mut object = self
+            .loader
+            .override_global("NETNS", cookie, true)
             .load(POD_OBJECT)
             .context("the kernel does not take the pod's program")?;
         let program: &mut SkLookup = typed(
@@ -191,17 +228,17 @@ impl Datapath {
         program
             .load()
             .context("the verifier does not take the inbound program")?;
-        program.attach(netns).with_context(|| {
+        let link = program.attach(netns).with_context(|| {
             format!(
                 "cannot attach the inbound program to {}",
                 netns.path().display()
             )
         })?;
         let id = program.info().context("cannot look at the program")?.id();
-        Ok(PodProgram {
-            id,
-            _object: object,
-        })
+        // The link keeps the program, and the program its maps: the object's
+        // descriptors, a dozen for each pod, are not needed any longer.
+        let link = program.take_link(link).context("cannot keep the program")?;
+        Ok(PodProgram { id, _link: link })
     }
 
     /// Finds the listeners of a namespace that called listen() before it was
@@ -272,7 +309,7 @@ impl Datapath {
 /// The inbound program of one pod. Dropping it detaches it.
 pub struct PodProgram {
     id: u32,
-    _object: Ebpf,
+    _link: SkLookupLink,
 }
 
 impl PodProgram {
@@ -316,14 +353,15 @@ impl Events {
 }
 
 /// A loader that finds or pins every map, and sets what the programs have to
-/// know of this kernel and, for a pod's copy, of its namespace.
-fn loader<'a>(pins: &PinDir, offsets: &'a KernelOffsets, netns: &'a NetnsCookie) -> EbpfLoader<'a> {
+/// know of this kernel; pods' copies also have to be told their namespace.
+fn loader(pins: &PinDir, offsets: KernelOffsets) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, pins.pin(name));
     }
+    let offsets: &'static KernelOffsets = Box::leak(Box::new(offsets));
     loader.override_global("OFFSETS", offsets, true);
-    loader.override_global("NETNS", netns, true);
+    loader.override_global("NETNS", &0_u64, true);
     loader
 }
 
