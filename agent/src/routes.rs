@@ -191,10 +191,10 @@ const fn unreachable_route() -> Route {
 /// What an answer of the kernel means to the programs.
 fn meaning(answer: &RouteMessage) -> Route {
     let mut route = Route::default();
-    match answer.header.kind {
-        RouteType::Local => route.flags |= ROUTE_LOCAL,
-        RouteType::Unicast => {}
-        _ => return unreachable_route(),
+    if answer.header.kind == RouteType::Local {
+        route.flags |= ROUTE_LOCAL;
+    } else if answer.header.kind != RouteType::Unicast {
+        return unreachable_route();
     }
     for attribute in &answer.attributes {
         if let RouteAttribute::PrefSource(source) = attribute {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps},
+    programs::{CgroupAttachMode, Iter, Program, SkLookup},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
@@ -122,26 +122,21 @@ impl Datapath {
     fn attach(&mut self, name: &str, cgroup: &File) -> Result<()> {
         // A link takes no flags: the kernel reads it as "others may attach too".
         let mode = CgroupAttachMode::Single;
-        match self.program(name)? {
-            Program::CgroupSockAddr(program) => {
-                let program: &mut CgroupSockAddr = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            Program::CgroupSockopt(program) => {
-                let program: &mut CgroupSockopt = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            Program::SockOps(program) => {
-                let program: &mut SockOps = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            other => bail!(
+        let program = self.program(name)?;
+        if let Program::CgroupSockAddr(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else if let Program::CgroupSockopt(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else if let Program::SockOps(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else {
+            bail!(
                 "{name} is of type {:?}, which hangs on no cgroup",
-                other.prog_type()
-            ),
+                program.prog_type()
+            );
         }
         Ok(())
     }

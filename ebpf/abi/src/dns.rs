@@ -39,16 +39,23 @@ impl Questions {
         }
     }
 
-    /// The server that an answer comes from. When none is waited for (an answer
-    /// was sent twice, or peeked at) it is the last one asked.
+    /// The server that the next answer comes from, `None` when none is waited
+    /// for.
     #[inline(always)]
-    pub const fn answer(&mut self) -> Endpoint {
+    pub const fn answer(&mut self) -> Option<Endpoint> {
         if self.answered == self.asked {
-            return self.servers[self.asked.wrapping_sub(1) as usize % QUESTION_SLOTS];
+            return None;
         }
         let server = self.servers[self.answered as usize % QUESTION_SLOTS];
         self.answered = self.answered.wrapping_add(1);
-        server
+        Some(server)
+    }
+
+    /// The server that was asked last: for an answer too many, one that was sent
+    /// twice or looked at with `MSG_PEEK`.
+    #[inline(always)]
+    pub const fn last(&self) -> Endpoint {
+        self.servers[self.asked.wrapping_sub(1) as usize % QUESTION_SLOTS]
     }
 }
 
@@ -66,11 +73,12 @@ mod tests {
         let mut questions = Questions::NONE;
         questions.ask(server(1));
         questions.ask(server(2));
-        assert_eq!(questions.answer(), server(1));
+        assert_eq!(questions.answer(), Some(server(1)));
         questions.ask(server(3));
-        assert_eq!(questions.answer(), server(2));
-        assert_eq!(questions.answer(), server(3));
-        assert_eq!(questions.answer(), server(3), "one too many: the last");
+        assert_eq!(questions.answer(), Some(server(2)));
+        assert_eq!(questions.answer(), Some(server(3)));
+        assert_eq!(questions.answer(), None);
+        assert_eq!(questions.last(), server(3));
     }
 
     #[test]
@@ -80,8 +88,8 @@ mod tests {
             questions.ask(server(n));
         }
         for n in 12..20 {
-            assert_eq!(questions.answer(), server(n));
+            assert_eq!(questions.answer(), Some(server(n)));
         }
-        assert_eq!(questions.answer(), server(19));
+        assert_eq!(questions.last(), server(19));
     }
 }

@@ -14,6 +14,10 @@ mod inbound;
 mod outbound;
 mod rule;
 
+// The tests in tests/ use these; the lint asks the empty unit test, too.
+#[cfg(test)]
+use {ipnet as _, proptest as _, shunt_istio_rules as _};
+
 pub use inbound::{Inbound, inbound};
 pub use outbound::{Outbound, may_capture, outbound};
 pub use rule::{Rule, Verdict};

@@ -492,12 +492,13 @@ impl Arrival {
 
     /// Where it came from.
     #[inline(always)]
-    pub fn remote_addr(self) -> Addr {
-        of_family(
+    pub fn remote(self) -> Endpoint {
+        let addr = of_family(
             self.family(),
             read!(self.0, remote_ip4),
             read_addr6!(self.0, remote_ip6),
-        )
+        );
+        Endpoint::new(addr, u16::from_be(read!(self.0, remote_port)))
     }
 }
 

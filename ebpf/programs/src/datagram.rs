@@ -61,9 +61,14 @@ pub fn receive(call: AddressCall, from: Endpoint) -> Option<Endpoint> {
         return None;
     }
     let socket = call.socket().socket();
-    match QUESTIONS.get_mut(socket) {
-        Some(questions) => Some(questions.answer()),
-        None => ASKED.get(socket).copied(),
+    let Some(questions) = QUESTIONS.get_mut(socket) else {
+        return ASKED.get(socket).copied();
+    };
+    // A socket that was connected later on has one server again.
+    match (questions.answer(), ASKED.get(socket)) {
+        (Some(server), _) => Some(server),
+        (None, Some(server)) => Some(*server),
+        (None, None) => Some(questions.last()),
     }
 }
 
