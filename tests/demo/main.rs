@@ -11,7 +11,7 @@
 
 mod picture;
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
 
 use shunt_tests::{
     Agent, MeshPod, Node, envoy,
@@ -87,6 +87,9 @@ fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
     steps.next("A request before anything is redirected: it goes past both Envoys.")?;
     show_request(&client, server.address())?;
     let before = [client.envoy().counters(), server.envoy().counters()];
+    if before.iter().any(|counters| sum(counters, ARRIVALS) > 0) {
+        return Err(Stopped::Failed("it did not go past them".to_owned()));
+    }
 
     steps.next("The agent: it loads its programs and attaches them.")?;
     let agent = Agent::start(node.cgroup());
@@ -110,30 +113,45 @@ fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
     print!("{}", Picture::of("client", "server", &to_server));
     print!("{}", Picture::of("client", "client", &to_itself));
 
-    let after = [client.envoy().counters(), server.envoy().counters()];
-    for (index, pod) in [&client, &server].into_iter().enumerate() {
-        let moved = moved(&before[index], &after[index]);
-        let count = |name: &str| moved.get(name).copied().unwrap_or(0);
-        let traces = pod.traces();
-        println!(
-            "{}\n   Envoy's counters: {} out, {} in, {} that it could not place\n   \
-             iptables-save: {} rules; conntrack: {} entries",
-            pod.pod().netns().name(),
-            count("tcp.out.downstream_cx_total") + count("tcp.service.downstream_cx_total"),
-            count("tcp.in.downstream_cx_total"),
-            count("tcp.blackhole.downstream_cx_total"),
-            traces.rules,
-            traces.conntrack,
-        );
-        if traces != Traces::NONE {
-            return Err(Stopped::Failed(
-                "something has left traces in a pod".to_owned(),
-            ));
-        }
+    for (pod, before) in [&client, &server].into_iter().zip(&before) {
+        show_evidence(pod, before)?;
     }
     println!();
     steps.next("Done: the agent ends, and everything is taken away again.")?;
     drop(agent.stop());
+    Ok(())
+}
+
+/// Envoy's counters of connections that came to it to be passed on.
+const ARRIVALS: &[&str] = &[
+    "tcp.out.downstream_cx_total",
+    "tcp.service.downstream_cx_total",
+    "tcp.in.downstream_cx_total",
+    "tcp.blackhole.downstream_cx_total",
+];
+
+fn sum(counters: &BTreeMap<String, u64>, names: &[&str]) -> u64 {
+    names.iter().filter_map(|&name| counters.get(name)).sum()
+}
+
+/// What Envoy has counted since `before`, and what there is not.
+fn show_evidence(pod: &MeshPod, before: &BTreeMap<String, u64>) -> Result<(), Stopped> {
+    let moved = moved(before, &pod.envoy().counters());
+    let (outbound, rest) = ARRIVALS.split_at(2);
+    let (inbound, unplaced) = rest.split_at(1);
+    let unplaced = sum(&moved, unplaced);
+    let Traces { rules, conntrack } = pod.traces();
+    println!("{} ({})", pod.pod().netns().purpose(), pod.pod().ip());
+    println!(
+        "   Envoy has counted     {} connections out, {} in, {unplaced} without a destination",
+        sum(&moved, outbound),
+        sum(&moved, inbound),
+    );
+    println!("   iptables-save has     {rules} rules");
+    println!("   conntrack has         {conntrack} entries");
+    if unplaced > 0 || rules > 0 || conntrack > 0 {
+        return Err(Stopped::Failed("that is not how it should be".to_owned()));
+    }
     Ok(())
 }
 
