@@ -1,11 +1,11 @@
 //! connect(): decide, remember what was asked for, rewrite.
 
-use shunt_abi::{Endpoint, ErrorCode, NetnsCookie, ROUTE_UNREACHABLE};
+use shunt_abi::{Endpoint, ErrorCode, NetnsCookie};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
     counters,
-    ctx::{AddressCall, EADDRNOTAVAIL, ENETUNREACH, ENOMEM},
+    ctx::{AddressCall, EADDRNOTAVAIL, ENOMEM},
     facts::{self, Path, loopback_like},
     maps::ASKED,
     pods,
@@ -62,9 +62,9 @@ fn redirect(
     asked: Endpoint,
     port: u16,
 ) -> Outcome {
-    if path.route.flags & ROUTE_UNREACHABLE != 0 {
+    if let Some(errno) = path.dead_end() {
         counters::failed(netns, ErrorCode::NoRoute);
-        return Outcome::Refused(ENETUNREACH);
+        return Outcome::Refused(errno);
     }
     let loopback = loopback_like(&path.destination);
     let mut to = loopback;

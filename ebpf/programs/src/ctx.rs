@@ -35,6 +35,8 @@ const DENY: i32 = 0;
 
 /// No memory.
 pub const ENOMEM: i32 = 12;
+/// No way from that source.
+pub const EINVAL: i32 = 22;
 /// Not an address of the namespace.
 pub const EADDRNOTAVAIL: i32 = 99;
 /// No route.

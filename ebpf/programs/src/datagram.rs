@@ -1,13 +1,13 @@
 //! DNS over UDP sockets that are not connected: questions go to the proxy, and
 //! answers seem to come from the server that was asked.
 
-use shunt_abi::{Endpoint, ErrorCode, PodSettings, Questions, ROUTE_UNREACHABLE};
+use shunt_abi::{Endpoint, ErrorCode, PodSettings, Questions};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
     connect::Outcome,
     counters,
-    ctx::{AddressCall, ENETUNREACH, ENOMEM},
+    ctx::{AddressCall, ENOMEM},
     facts::{self, Path, loopback_like},
     maps::{ASKED, QUESTIONS},
     pods,
@@ -28,9 +28,9 @@ pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
     let Some(port) = decision.verdict.port(settings) else {
         return Outcome::Untouched;
     };
-    if path.route.flags & ROUTE_UNREACHABLE != 0 {
+    if let Some(errno) = path.dead_end() {
         counters::failed(netns, ErrorCode::NoRoute);
-        return Outcome::Refused(ENETUNREACH);
+        return Outcome::Refused(errno);
     }
     let server = Endpoint::new(path.destination, asked.port);
     if !remember(call, server) {

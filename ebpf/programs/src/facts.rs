@@ -9,7 +9,7 @@ use shunt_decide::{Decision, Outbound, Protocol, outbound};
 
 use crate::{
     counters,
-    ctx::AddressCall,
+    ctx::{AddressCall, EINVAL, ENETUNREACH},
     kernel,
     lists::{self, PodLists},
 };
@@ -92,6 +92,21 @@ impl Path {
             route,
             ifindex: if device == 0 { route.ifindex } else { device },
         }
+    }
+
+    /// The error that the kernel has for this way, before any rule is asked:
+    /// there is no route, or none from the IPv4 loopback address that the socket
+    /// is bound to (`__mkroute_output`). Redirected it would find one.
+    #[inline(always)]
+    pub const fn dead_end(&self) -> Option<i32> {
+        if self.route.flags & ROUTE_UNREACHABLE != 0 {
+            return Some(ENETUNREACH);
+        }
+        let to_self = self.route.flags & ROUTE_LOCAL != 0;
+        if self.bound && !to_self && self.source.is_v4() && self.source.is_loopback() {
+            return Some(EINVAL);
+        }
+        None
     }
 }
 
