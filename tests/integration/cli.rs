@@ -21,7 +21,7 @@ use crate::lab::Lab;
 /// A refusal is one sentence about `what`, and an exit status that says so.
 #[track_caller]
 fn assert_refused(ran: &Ran, what: &str) {
-    assert!(!ran.status.success(), "it was not refused: {ran:?}");
+    assert!(!ran.status.success(), "{what:?} was not refused: {ran:?}");
     assert!(ran.status.code().is_some(), "it crashed: {ran:?}");
     let sentence = ran.stderr.trim_end();
     assert!(
@@ -46,7 +46,7 @@ fn settings_that_mean_nothing_change_nothing() {
     let agent = lab.enrolled();
     let _proxy = lab.proxy();
     let before = settings_of(&agent);
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["-i", "10.0.0.0/33"], "10.0.0.0/33"),
         (&["-i", "10.0.0.0/8,somewhere"], "somewhere"),
         (&["-x", "300.1.1.1/8"], "300.1.1.1/8"),
@@ -54,10 +54,9 @@ fn settings_that_mean_nothing_change_nothing() {
         (&["-b", "65536"], "65536"),
         (&["-b", "80,http"], "http"),
         (&["-d", "80;90"], "80;90"),
-        (&["-q", "80-90"], "80-90"),
+        (&["-q", "90-80"], "90-80"),
         (&["-o", "0"], "0"),
         (&["-p", "70000"], "70000"),
-        (&["-z", ""], "-z"),
         (&["-u", "somebody"], "somebody"),
         (&["-m", "SIDEWAYS"], "SIDEWAYS"),
     ];
