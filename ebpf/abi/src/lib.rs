@@ -32,7 +32,7 @@ pub use lists::{
     CidrKey, CidrList, LIST_KEY_BITS, PORTS_PER_CHUNK, PortChunk, PortChunkKey, PortList,
 };
 pub use offsets::KernelOffsets;
-pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, flags};
+pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, NOBODY, PodSettings, flags};
 pub use routes::{
     INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, InterfaceKey, ROUTE_KEY_BITS, ROUTE_LOCAL,
     ROUTE_UNREACHABLE, Route, RouteKey,

@@ -29,7 +29,7 @@ pub fn decide(
         (NO_OWNER, NO_OWNER)
     });
     let interface = lists::interface(netns, settings, path.ifindex);
-    let facts = Outbound {
+    let facts = kernel::forget(Outbound {
         protocol,
         source: path.source,
         destination: path.destination,
@@ -38,7 +38,7 @@ pub fn decide(
         gid,
         to_self: path.route.flags & ROUTE_LOCAL != 0,
         interface_excluded: interface & INTERFACE_EXCLUDED != 0,
-    };
+    });
     let lists = PodLists {
         list_set: settings.list_set,
     };
