@@ -29,6 +29,7 @@ use crate::{
         Compiled, Enrolment, Families, Flags, HostLists, ResolvConfError, Settings, SettingsError,
         compile, process_env, resolv_conf,
     },
+    userns::IdMaps,
 };
 
 /// Say what becomes of one connection, which rule decides, and why.
@@ -266,7 +267,7 @@ impl Explain {
                 list_set: 1,
                 resolvers: &resolvers,
                 families,
-                node_id: &|id| id,
+                ids: &IdMaps::same(),
             },
         );
         Ok(answer(&compiled, facts))

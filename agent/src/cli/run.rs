@@ -16,6 +16,7 @@ use crate::{
     bpffs, cgroup,
     control::Server,
     datapath::{Datapath, Events},
+    network::Watch,
     node::NodeHandle,
 };
 
@@ -56,8 +57,10 @@ impl Run {
         };
         let mut datapath = Datapath::load(&cgroup, &self.bpffs)?;
         let events = datapath.events()?;
+        let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(answer_events(events, node.clone()));
+        let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         tokio::select! {
             () = server.serve(node) => {}
@@ -65,8 +68,10 @@ impl Run {
             _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
         }
         // The last handles go, and with them the thread and the programs.
-        listener_watch.abort();
-        let _ = listener_watch.await;
+        for watch in [listener_watch, network_watch] {
+            watch.abort();
+            let _ = watch.await;
+        }
         drop(server);
         tokio::task::spawn_blocking(move || thread.join())
             .await
@@ -89,6 +94,19 @@ async fn answer_events(mut events: Events, node: NodeHandle) {
         let pods = events.drain();
         if !pods.is_empty() {
             node.find_listeners(pods).await;
+        }
+    }
+}
+
+/// Has the pods' networks looked at whenever they change.
+async fn follow_networks(mut networks: Watch, node: NodeHandle) {
+    loop {
+        match networks.changes().await {
+            Ok(changes) => node.follow_networks(changes).await,
+            Err(error) => {
+                tracing::error!("changes of the pods' networks are missed from now on: {error:#}");
+                return;
+            }
         }
     }
 }
