@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -50,6 +51,7 @@ impl Run {
     async fn serve(&self, socket: &Path) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {
             Some(named) => named.clone(),
@@ -78,6 +80,12 @@ impl Run {
             .context("cannot wait for the node's thread")?
             .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))
     }
+}
+
+/// Every enrolled pod takes a descriptor, and the usual limit is 1024.
+fn raise_descriptor_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
 }
 
 /// Has listeners looked for whenever a program missed them.
