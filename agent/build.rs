@@ -20,10 +20,9 @@ fn main() -> Result<()> {
     unsafe {
         // aya-build shows whatever cargo prints as a warning.
         env::set_var("CARGO_TERM_QUIET", "true");
-        if !toolchain.starts_with("nightly") {
-            // A stable compiler builds the core library for the target only so.
-            env::set_var("RUSTC_BOOTSTRAP", "1");
-        }
+        // A stable compiler builds the core library for the target only so; to a
+        // nightly it makes no difference.
+        env::set_var("RUSTC_BOOTSTRAP", "1");
     }
     let programs = Package {
         name: "shunt-programs",
@@ -35,7 +34,10 @@ fn main() -> Result<()> {
 }
 
 fn toolchain() -> String {
-    if let Ok(named) = env::var("SHUNT_BPF_TOOLCHAIN") {
+    if let Some(named) = env::var("SHUNT_BPF_TOOLCHAIN")
+        .ok()
+        .filter(|name| !name.is_empty())
+    {
         return named;
     }
     let installed = Command::new("rustup").args(["toolchain", "list"]).output();

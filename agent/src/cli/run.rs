@@ -16,13 +16,21 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{Datapath, Events},
+    datapath::{self, Datapath, Events, MapLimit},
     network::Watch,
     node::NodeHandle,
 };
 
 /// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  On a node:
+    shunt run
+  Beside another one, for the processes of one cgroup only:
+    shunt --socket /run/shunt/b.sock run --cgroup /sys/fs/cgroup/b --bpffs /sys/fs/bpf/b
+
+SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace.")]
 pub struct Run {
     /// The cgroup v2 directory whose sockets are redirected [default: the root
     /// of the hierarchy, found in /proc/self/mounts]
@@ -31,6 +39,9 @@ pub struct Run {
     /// Where maps are pinned; a bpffs is mounted there when there is none
     #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
+    /// Gives a map another size, for tests
+    #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
+    map_limit: Vec<MapLimit>,
 }
 
 impl Run {
@@ -51,13 +62,14 @@ impl Run {
     async fn serve(&self, socket: &Path) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        datapath::check()?;
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {
             Some(named) => named.clone(),
             None => cgroup::find_root()?,
         };
-        let mut datapath = Datapath::load(&cgroup, &self.bpffs)?;
+        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;

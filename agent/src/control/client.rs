@@ -1,4 +1,7 @@
-use std::{io::ErrorKind, path::Path};
+use std::{
+    io::{self, ErrorKind},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -19,19 +22,9 @@ impl Client {
     ///
     /// When none does, or the caller may not talk to it.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).await.map_err(|error| {
-            let shown = socket.display();
-            match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow!(
-                    "no agent serves at {shown}; start one with `shunt run`, \
-                     or name its socket with --socket"
-                ),
-                ErrorKind::PermissionDenied => {
-                    anyhow!("{shown} is for the user that runs the agent; call this as root")
-                }
-                _ => anyhow!("cannot connect to the agent at {shown}: {error}"),
-            }
-        })?;
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|error| explain(socket, &error))?;
         Ok(Self {
             frames: Framed::new(stream, codec()),
         })
@@ -57,5 +50,23 @@ impl Client {
             Reply::Failed(why) => bail!(why),
             reply @ (Reply::Done | Reply::Status(_)) => Ok(reply),
         }
+    }
+}
+
+/// Why there is no connection, and what to do.
+fn explain(socket: &Path, error: &io::Error) -> anyhow::Error {
+    let shown = socket.display();
+    if matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+    ) {
+        anyhow!(
+            "no agent serves at {shown}; start one with `shunt run`, or name its socket \
+             with --socket"
+        )
+    } else if error.kind() == ErrorKind::PermissionDenied {
+        anyhow!("{shown} is for the user that runs the agent; call this as root")
+    } else {
+        anyhow!("cannot connect to the agent at {shown}: {error}")
     }
 }

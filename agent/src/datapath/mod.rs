@@ -8,20 +8,21 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Iter, Program, SkLookup, SockOps,
-        sk_lookup::SkLookupLink,
-    },
+    programs::{CgroupAttachMode, Iter, Program, SkLookup, sk_lookup::SkLookupLink},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
-pub use self::pods::{CounterReport, Pods};
+pub use self::{
+    pods::{CounterReport, Pods},
+    preflight::check,
+};
 use crate::{bpffs::PinDir, netns::Netns};
 
 /// The programs of the node.
@@ -42,13 +43,20 @@ const MAPS: &[&str] = &[
     "ORIGINAL_DST",
     "PODS",
     "PORTS",
+    "QUESTIONS",
     "ROUTES",
 ];
 
 /// The programs that hang on the cgroup root.
 const CGROUP_PROGRAMS: &[&str] = &[
     "shunt_connect4",
+    "shunt_connect6",
+    "shunt_sendmsg4",
+    "shunt_sendmsg6",
+    "shunt_recvmsg4",
+    "shunt_recvmsg6",
     "shunt_peername4",
+    "shunt_peername6",
     "shunt_getsockopt",
     "shunt_sock_ops",
 ];
@@ -66,6 +74,33 @@ pub struct KernelObject {
     /// What it is attached to, for a program.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub attached_to: Option<String>,
+}
+
+/// Another size for a map than the one it is declared with. Small ones show
+/// what happens when a map is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapLimit {
+    map: &'static str,
+    entries: u32,
+}
+
+impl FromStr for MapLimit {
+    type Err = anyhow::Error;
+
+    /// Reads `NAME=ENTRIES`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, entries) = text
+            .split_once('=')
+            .with_context(|| format!("{text:?} is not NAME=ENTRIES"))?;
+        let map = MAPS
+            .iter()
+            .find(|map| **map == name)
+            .with_context(|| format!("{name:?} is no map; the maps are {}", MAPS.join(", ")))?;
+        let entries = entries
+            .parse()
+            .with_context(|| format!("{entries:?} is no number of entries"))?;
+        Ok(Self { map, entries })
+    }
 }
 
 /// The loaded programs of the node. Dropping it detaches them.
@@ -86,14 +121,16 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel lacks something, or refuses; then nothing is left.
-    pub fn load(cgroup: &Path, bpffs: &Path) -> Result<Self> {
-        preflight::check()?;
+    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit]) -> Result<Self> {
         let offsets = offsets::of_running_kernel()?;
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
         let pins = PinDir::open(bpffs, MAPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
         let mut loader = loader(&pins, offsets);
+        for limit in limits {
+            loader.map_max_entries(limit.map, limit.entries);
+        }
         let node = loader
             .load(NODE_OBJECT)
             .context("the kernel does not take the maps of the node's programs")?;
@@ -122,26 +159,21 @@ impl Datapath {
     fn attach(&mut self, name: &str, cgroup: &File) -> Result<()> {
         // A link takes no flags: the kernel reads it as "others may attach too".
         let mode = CgroupAttachMode::Single;
-        match self.program(name)? {
-            Program::CgroupSockAddr(program) => {
-                let program: &mut CgroupSockAddr = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            Program::CgroupSockopt(program) => {
-                let program: &mut CgroupSockopt = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            Program::SockOps(program) => {
-                let program: &mut SockOps = program;
-                program.load()?;
-                program.attach(cgroup, mode)?;
-            }
-            other => bail!(
+        let program = self.program(name)?;
+        if let Program::CgroupSockAddr(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else if let Program::CgroupSockopt(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else if let Program::SockOps(program) = program {
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        } else {
+            bail!(
                 "{name} is of type {:?}, which hangs on no cgroup",
-                other.prog_type()
-            ),
+                program.prog_type()
+            );
         }
         Ok(())
     }

@@ -52,7 +52,8 @@ pub enum ErrorCode {
     /// connection is refused.
     AssignFailed = 8,
     /// No route leads to the destination of a connection to redirect: the
-    /// connect fails with ENETUNREACH, which is what it gets without shunt.
+    /// connect fails with ENETUNREACH, from a socket bound to 127/8 with EINVAL,
+    /// which is what it gets without shunt.
     NoRoute = 9,
 }
 

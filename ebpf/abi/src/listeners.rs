@@ -4,6 +4,20 @@ use crate::NetnsCookie;
 /// enough to reach the whole group; the others stand in when it is closed.
 pub const LISTENER_SLOTS: u8 = 8;
 
+/// Which packets a listener can be given.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    /// `AF_INET`: those of IPv4.
+    V4 = 4,
+    /// `AF_INET6`: those of IPv6, and of IPv4 unless it is `IPV6_V6ONLY`.
+    V6 = 6,
+    /// `AF_INET`, bound to loopback: those that the pod itself sent.
+    Loopback4 = 14,
+    /// `AF_INET6`, bound to loopback: those that the pod itself sent.
+    Loopback6 = 16,
+}
+
 /// Key of the map `LISTENERS`: one listening socket of a proxy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -12,8 +26,8 @@ pub struct ListenerKey {
     pub cookie: NetnsCookie,
     /// The port, host byte order.
     pub port: u16,
-    /// 4 for `AF_INET`, 6 for `AF_INET6`.
-    pub family: u8,
+    /// A [`ListenerKind`] code.
+    pub kind: u8,
     /// Which of the [`LISTENER_SLOTS`].
     pub slot: u8,
     /// Always 0.
@@ -23,11 +37,11 @@ pub struct ListenerKey {
 impl ListenerKey {
     /// The key of one slot.
     #[inline(always)]
-    pub const fn new(cookie: NetnsCookie, port: u16, family: u8, slot: u8) -> Self {
+    pub const fn new(cookie: NetnsCookie, port: u16, kind: ListenerKind, slot: u8) -> Self {
         Self {
             cookie,
             port,
-            family,
+            kind: kind as u8,
             slot,
             pad: 0,
         }

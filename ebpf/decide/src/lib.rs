@@ -14,8 +14,12 @@ mod inbound;
 mod outbound;
 mod rule;
 
+// The tests in tests/ use these; the lint asks the empty unit test, too.
+#[cfg(test)]
+use {ipnet as _, proptest as _, shunt_istio_rules as _};
+
 pub use inbound::{Inbound, inbound};
-pub use outbound::{Outbound, outbound};
+pub use outbound::{Outbound, may_capture, outbound};
 pub use rule::{Rule, Verdict};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
 

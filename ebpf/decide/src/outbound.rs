@@ -28,6 +28,16 @@ pub struct Outbound {
     pub interface_excluded: bool,
 }
 
+/// Whether any rule can capture this at all: of UDP only DNS ever is. What
+/// cannot be captured need not be decided.
+#[inline(always)]
+pub const fn may_capture(settings: &PodSettings, protocol: Protocol, port: u16) -> bool {
+    match protocol {
+        Protocol::Tcp => true,
+        Protocol::Udp => settings.has(flags::DNS) && port == DNS_PORT,
+    }
+}
+
 /// Decides over an outbound connection or datagram: the order is that of the
 /// OUTPUT chain, the first match wins.
 #[inline(always)]

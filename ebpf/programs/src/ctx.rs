@@ -17,6 +17,7 @@ use aya_ebpf::{
     },
 };
 use shunt_abi::{Addr, Endpoint, NetnsCookie};
+use shunt_decide::Protocol;
 
 /// `AF_INET`
 pub const AF_INET: u32 = 2;
@@ -24,6 +25,22 @@ pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 /// `IPPROTO_TCP`
 pub const TCP: u32 = 6;
+/// `IPPROTO_UDP`
+const UDP: u32 = 17;
+
+/// What a `cgroup` program returns to let the call go on.
+pub const PROCEED: i32 = 1;
+/// What a `cgroup` program returns to make the call fail.
+const DENY: i32 = 0;
+
+/// No memory.
+pub const ENOMEM: i32 = 12;
+/// No way from that source.
+pub const EINVAL: i32 = 22;
+/// Not an address of the namespace.
+pub const EADDRNOTAVAIL: i32 = 99;
+/// No route.
+pub const ENETUNREACH: i32 = 101;
 
 macro_rules! read {
     ($ptr:expr, $($field:tt)+) => {
@@ -151,10 +168,14 @@ impl AddressCall {
         FullSocket(read!(self.0, __bindgen_anon_1.sk))
     }
 
-    /// The transport protocol of the socket.
+    /// The transport protocol of the socket, if the rules know it.
     #[inline(always)]
-    pub fn protocol(self) -> u32 {
-        read!(self.0, protocol)
+    pub fn protocol(self) -> Option<Protocol> {
+        match read!(self.0, protocol) {
+            TCP => Some(Protocol::Tcp),
+            UDP => Some(Protocol::Udp),
+            _ => None,
+        }
     }
 
     /// The family of the socket.
@@ -181,21 +202,23 @@ impl AddressCall {
         )
     }
 
-    /// Replaces the address of an `AF_INET` call.
+    /// Replaces the address of an `AF_INET` call, which goes on with it.
     #[inline(always)]
-    pub fn set_address4(self, to: &Endpoint) {
+    pub fn set_address4(self, to: &Endpoint) -> i32 {
         write!(self.0, user_ip4, to.addr.v4());
         write!(self.0, user_port, u32::from(to.port.to_be()));
+        PROCEED
     }
 
-    /// Replaces the address of an `AF_INET6` call.
+    /// Replaces the address of an `AF_INET6` call, which goes on with it.
     #[inline(always)]
-    pub fn set_address6(self, to: &Endpoint) {
+    pub fn set_address6(self, to: &Endpoint) -> i32 {
         write!(self.0, user_ip6[0], to.addr.words[0]);
         write!(self.0, user_ip6[1], to.addr.words[1]);
         write!(self.0, user_ip6[2], to.addr.words[2]);
         write!(self.0, user_ip6[3], to.addr.words[3]);
         write!(self.0, user_port, u32::from(to.port.to_be()));
+        PROCEED
     }
 
     /// Binds the socket to a source address and leaves the port to connect().
@@ -229,12 +252,12 @@ impl AddressCall {
     }
 }
 
-/// Makes the system call fail with `errno` when the program denies it (Linux
-/// 5.18).
+/// Makes the system call fail with `errno` (Linux 5.18).
 #[inline(always)]
-pub fn fail_with(errno: i32) {
+pub fn fail_with(errno: i32) -> i32 {
     // SAFETY: changes nothing but the return value of this run.
     let _ = unsafe { bpf_set_retval(-errno) };
+    DENY
 }
 
 /// `struct sockaddr_in`
@@ -471,12 +494,13 @@ impl Arrival {
 
     /// Where it came from.
     #[inline(always)]
-    pub fn remote_addr(self) -> Addr {
-        of_family(
+    pub fn remote(self) -> Endpoint {
+        let addr = of_family(
             self.family(),
             read!(self.0, remote_ip4),
             read_addr6!(self.0, remote_ip6),
-        )
+        );
+        Endpoint::new(addr, u16::from_be(read!(self.0, remote_port)))
     }
 }
 

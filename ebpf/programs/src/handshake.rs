@@ -50,6 +50,13 @@ fn publish(event: TcpEvent, socket: Socket) {
     }
 }
 
+/// Whether a redirected connection from `client` to `server` is under way.
+#[inline(always)]
+pub fn is_published(netns: NetnsCookie, client: &Endpoint, server: &Endpoint) -> bool {
+    // SAFETY: the element is not looked into.
+    unsafe { FLOWS.get(flow(netns, client, server)) }.is_some()
+}
+
 /// The application's socket is closed.
 #[inline(always)]
 fn withdraw(event: TcpEvent, socket: Socket) {

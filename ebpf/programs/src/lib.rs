@@ -1,6 +1,7 @@
 //! The BPF programs, as a library shared by the two objects that are loaded.
 //!
-//! The way of a connection: [`connect`] decides and rewrites the destination,
+//! The way of a connection: [`connect`] asks [`facts`] for a decision and rewrites
+//! the destination ([`datagram`] does for DNS without a connection),
 //! [`handshake`] carries the asked-for destination over to the accepted socket,
 //! [`names`] answers who the peer and the original destination are; what comes
 //! from outside the pod is steered by [`lookup`] to a listener that
@@ -12,6 +13,8 @@
 pub mod connect;
 pub mod counters;
 pub mod ctx;
+pub mod datagram;
+pub mod facts;
 pub mod handshake;
 pub mod kernel;
 pub mod listeners;

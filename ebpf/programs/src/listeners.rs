@@ -6,7 +6,9 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_map_update_elem, bpf_sock_hash_update},
 };
-use shunt_abi::{Addr, Endpoint, ErrorCode, LISTENER_SLOTS, ListenerKey, NetnsCookie};
+use shunt_abi::{
+    Addr, Endpoint, ErrorCode, LISTENER_SLOTS, ListenerKey, ListenerKind, NetnsCookie,
+};
 
 use crate::{
     counters,
@@ -25,7 +27,7 @@ pub fn opened(event: TcpEvent, socket: Socket) {
     let listener = Listener {
         netns: event.netns(),
         local: event.local(),
-        family: family(event.family()),
+        family: event.family(),
     };
     listener.remember(socket, |key| {
         // SAFETY: the context of this run, and a key of this map.
@@ -53,7 +55,7 @@ pub fn visited(socket: Socket) {
     let listener = Listener {
         netns: found.netns,
         local: Endpoint::new(found.addr, found.port),
-        family: family(u32::from(found.family)),
+        family: u32::from(found.family),
     };
     listener.remember(socket, |key| {
         // SAFETY: a key of this map; the iterator holds the socket, and the
@@ -73,10 +75,21 @@ pub fn visited(socket: Socket) {
 struct Listener {
     netns: NetnsCookie,
     local: Endpoint,
-    family: u8,
+    family: u32,
 }
 
 impl Listener {
+    /// What comes from outside the pod never reaches a listener on loopback.
+    #[inline(always)]
+    const fn kind(&self) -> ListenerKind {
+        match (self.family == AF_INET, self.local.addr.is_loopback()) {
+            (true, false) => ListenerKind::V4,
+            (false, false) => ListenerKind::V6,
+            (true, true) => ListenerKind::Loopback4,
+            (false, true) => ListenerKind::Loopback6,
+        }
+    }
+
     /// Marks the listener, so that the sockets accepted from it know whose they
     /// are, and adds it where `sk_lookup` finds it. The mark also says that it
     /// has been added: one that found no slot stays without.
@@ -91,8 +104,7 @@ impl Listener {
             counters::failed(netns, ErrorCode::ListenerFailed);
             return;
         }
-        // What comes from outside never reaches a listener on loopback.
-        if !self.local.addr.is_loopback() && !into_free_slot(self, add) {
+        if !into_free_slot(self, add) {
             ORIGINAL_DST.remove(socket);
         }
     }
@@ -102,18 +114,12 @@ impl Listener {
 #[inline(always)]
 fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) -> bool {
     for slot in 0..LISTENER_SLOTS {
-        let mut key = ListenerKey::new(listener.netns, listener.local.port, listener.family, slot);
+        let mut key = ListenerKey::new(listener.netns, listener.local.port, listener.kind(), slot);
         if add(&mut key) == 0 {
             return true;
         }
     }
     false
-}
-
-/// The family as a key has it.
-#[inline(always)]
-pub const fn family(af: u32) -> u8 {
-    if af == AF_INET { 4 } else { 6 }
 }
 
 #[inline(always)]

@@ -2,14 +2,15 @@
 
 use aya_ebpf::{Global, programs::SkLookupContext};
 use shunt_abi::{
-    ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
-    NetnsCookie, ROUTE_LOCAL,
+    Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
+    ListenerKind, NetnsCookie, PodSettings, ROUTE_LOCAL,
 };
 use shunt_decide::{Inbound, inbound};
 
 use crate::{
     counters,
     ctx::{AF_INET, Arrival, TCP},
+    handshake,
     lists::{self, PodLists},
     maps::{EVENTS, LISTENERS},
     pods,
@@ -42,14 +43,19 @@ pub fn lookup(arrival: Arrival) -> Outcome {
         return Outcome::Untouched;
     };
     let local = arrival.local();
+    let remote = arrival.remote();
+    // The interface does not tell: for the pod's own address it is eth0's. An
+    // own source can only come from inside; from outside it is a martian.
+    let from_self =
+        lists::route(netns, &remote.addr).is_some_and(|route| route.flags & ROUTE_LOCAL != 0);
+    if from_self && is_redirected(netns, settings, &remote, &local) {
+        return assign(arrival, netns, local.port, &INSIDE);
+    }
     let interface = lists::interface(netns, settings, arrival.ifindex());
     let facts = Inbound {
         destination: local.addr,
         port: local.port,
-        // The interface does not tell: for the pod's own address it is eth0's.
-        // An own source can only come from inside; from outside it is a martian.
-        from_self: lists::route(netns, &arrival.remote_addr())
-            .is_some_and(|route| route.flags & ROUTE_LOCAL != 0),
+        from_self,
         interface_excluded: interface & INTERFACE_EXCLUDED != 0,
         interface_virtual: interface & INTERFACE_VIRTUAL != 0,
     };
@@ -60,38 +66,71 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     counters::decided(netns, decision.rule);
     match decision.verdict.port(settings) {
         None => Outcome::Untouched,
-        Some(port) => assign(arrival, netns, port),
+        Some(port) => assign(arrival, netns, port, &OUTSIDE),
     }
 }
 
-/// Gives the packet to a listener of the proxy: one of its own family, or one
-/// of IPv6 that takes IPv4 as well.
+/// Whether this is a connection that `connect` sent to the proxy's port at the
+/// pod's own address, because its socket had a port already. The proxy may
+/// listen on loopback only. On its way to loopback it needs no help.
 #[inline(always)]
-fn assign(arrival: Arrival, netns: NetnsCookie, port: u16) -> Outcome {
-    let mut seen = false;
-    if arrival.family() == AF_INET {
-        match assign_family(arrival, netns, port, 4) {
+fn is_redirected(
+    netns: NetnsCookie,
+    settings: &PodSettings,
+    client: &Endpoint,
+    server: &Endpoint,
+) -> bool {
+    settings.is_proxy_port(server.port)
+        && !server.addr.is_loopback()
+        && handshake::is_published(netns, client, server)
+}
+
+/// The kinds of listeners that a packet can be given to, by its family: those
+/// for IPv4 in the order in which the kernel prefers them, then those for IPv6.
+struct Kinds {
+    v4: &'static [ListenerKind],
+    v6: &'static [ListenerKind],
+}
+
+/// For a packet from outside the pod.
+const OUTSIDE: Kinds = Kinds {
+    v4: &[ListenerKind::V4, ListenerKind::V6],
+    v6: &[ListenerKind::V6],
+};
+
+/// For a packet from inside the pod.
+const INSIDE: Kinds = Kinds {
+    v4: &[
+        ListenerKind::V4,
+        ListenerKind::V6,
+        ListenerKind::Loopback4,
+        ListenerKind::Loopback6,
+    ],
+    v6: &[ListenerKind::V6, ListenerKind::Loopback6],
+};
+
+/// Gives the packet to a listener of the proxy.
+#[inline(always)]
+fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, kinds: &'static Kinds) -> Outcome {
+    let kinds = if arrival.family() == AF_INET {
+        kinds.v4
+    } else {
+        kinds.v6
+    };
+    let mut error = ErrorCode::ProxyAway;
+    for kind in kinds {
+        match assign_kind(arrival, netns, port, *kind) {
             Found::Assigned => return Outcome::Assigned,
-            Found::NotTaken => seen = true,
+            Found::NotTaken => error = ErrorCode::AssignFailed,
             Found::Nobody => {}
         }
     }
-    match assign_family(arrival, netns, port, 6) {
-        Found::Assigned => return Outcome::Assigned,
-        Found::NotTaken => seen = true,
-        Found::Nobody => {}
-    }
-    let error = if seen {
-        ErrorCode::AssignFailed
-    } else {
-        ErrorCode::ProxyAway
-    };
     counters::failed(netns, error);
     ask_for_listeners(netns, port);
     Outcome::Refused
 }
 
-/// What trying the listeners of one family came to.
+/// What trying the listeners of one kind came to.
 enum Found {
     Assigned,
     NotTaken,
@@ -99,10 +138,10 @@ enum Found {
 }
 
 #[inline(always)]
-fn assign_family(arrival: Arrival, netns: NetnsCookie, port: u16, family: u8) -> Found {
+fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKind) -> Found {
     let mut found = Found::Nobody;
     for slot in 0..LISTENER_SLOTS {
-        let key = ListenerKey::new(netns, port, family, slot);
+        let key = ListenerKey::new(netns, port, kind, slot);
         // Without NO_REUSEPORT the kernel spreads over the listener's group.
         match LISTENERS.redirect_sk_lookup(SkLookupContext::new(arrival.as_ptr()), key, 0) {
             Ok(()) => {

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use shunt_abi::{
     CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
-    PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
+    PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
 };
 
 use crate::storage::SocketStorage;
@@ -66,6 +66,11 @@ pub static FLOWS: HashMap<FlowKey, Endpoint, 262_144, NO_PREALLOC> = HashMap::ne
 /// read by `sock_ops` and `getpeername`.
 #[btf_map]
 pub static ASKED: SocketStorage<Endpoint, NO_PREALLOC> = SocketStorage::new();
+
+/// The servers that an unconnected UDP socket asked. Written by `sendmsg`; read
+/// by `recvmsg`.
+#[btf_map]
+pub static QUESTIONS: SocketStorage<Questions, NO_PREALLOC> = SocketStorage::new();
 
 /// The original destination of an accepted socket of the proxy. A listener has
 /// an entry with no address and its own port, which each socket accepted from

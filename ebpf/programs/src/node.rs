@@ -10,29 +10,71 @@ use aya_ebpf::{
 };
 use shunt_programs::{
     connect::{self, Outcome},
-    ctx::{AddressCall, OptionCall, TcpEvent, TcpVisit, Visit, fail_with},
-    handshake, listeners, names,
+    ctx::{AddressCall, OptionCall, PROCEED, TcpEvent, TcpVisit, Visit, fail_with},
+    datagram, handshake, listeners, names,
 };
 
-/// The call goes on.
-const PROCEED: i32 = 1;
-/// The call fails.
-const DENY: i32 = 0;
-
-/// connect() of an `AF_INET` socket (Linux 4.17).
+/// connect() to an IPv4 address (Linux 4.17).
 #[cgroup_sock_addr(connect4)]
 fn shunt_connect4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
     match connect::connect(call, call.address4()) {
         Outcome::Untouched => PROCEED,
-        Outcome::Redirected(to) => {
-            call.set_address4(&to);
-            PROCEED
-        }
-        Outcome::Refused(errno) => {
-            fail_with(errno);
-            DENY
-        }
+        Outcome::Redirected(to) => call.set_address4(&to),
+        Outcome::Refused(errno) => fail_with(errno),
+    }
+}
+
+/// connect() of an `AF_INET6` socket, to an IPv4-mapped address too (Linux 4.17).
+#[cgroup_sock_addr(connect6)]
+fn shunt_connect6(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match connect::connect(call, call.address6()) {
+        Outcome::Untouched => PROCEED,
+        Outcome::Redirected(to) => call.set_address6(&to),
+        Outcome::Refused(errno) => fail_with(errno),
+    }
+}
+
+/// sendto() or sendmsg() of a UDP socket to an IPv4 address (Linux 4.18).
+#[cgroup_sock_addr(sendmsg4)]
+fn shunt_sendmsg4(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match datagram::send(call, call.address4()) {
+        Outcome::Untouched => PROCEED,
+        Outcome::Redirected(to) => call.set_address4(&to),
+        Outcome::Refused(errno) => fail_with(errno),
+    }
+}
+
+/// sendto() or sendmsg() of a UDP socket to an IPv6 address (Linux 4.18).
+#[cgroup_sock_addr(sendmsg6)]
+fn shunt_sendmsg6(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match datagram::send(call, call.address6()) {
+        Outcome::Untouched => PROCEED,
+        Outcome::Redirected(to) => call.set_address6(&to),
+        Outcome::Refused(errno) => fail_with(errno),
+    }
+}
+
+/// recvfrom() or recvmsg() of an `AF_INET` UDP socket (Linux 5.2).
+#[cgroup_sock_addr(recvmsg4)]
+fn shunt_recvmsg4(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match datagram::receive(call, call.address4()) {
+        Some(server) => call.set_address4(&server),
+        None => PROCEED,
+    }
+}
+
+/// recvfrom() or recvmsg() of an `AF_INET6` UDP socket (Linux 5.2).
+#[cgroup_sock_addr(recvmsg6)]
+fn shunt_recvmsg6(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match datagram::receive(call, call.address6()) {
+        Some(server) => call.set_address6(&server),
+        None => PROCEED,
     }
 }
 
@@ -40,10 +82,20 @@ fn shunt_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername4)]
 fn shunt_peername4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
-    if let Some(peer) = names::peer(call) {
-        call.set_address4(&peer);
+    match names::peer(call) {
+        Some(peer) => call.set_address4(&peer),
+        None => PROCEED,
     }
-    PROCEED
+}
+
+/// getpeername() of an `AF_INET6` socket (Linux 5.8).
+#[cgroup_sock_addr(getpeername6)]
+fn shunt_peername6(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    match names::peer(call) {
+        Some(peer) => call.set_address6(&peer),
+        None => PROCEED,
+    }
 }
 
 /// getsockopt() after the kernel's answer (Linux 5.3).

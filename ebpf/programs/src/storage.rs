@@ -63,31 +63,55 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         }
     }
 
+    /// The value of `socket`, if it has one, to change it. Programs on other
+    /// processors may do so at the same time.
+    #[inline(always)]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the value belongs to the kernel, not to this definition"
+    )]
+    pub fn get_mut(&self, socket: Socket) -> Option<&mut T> {
+        // SAFETY: as for `get`. Every T here is made of integers, so that a torn
+        // value is a wrong one and never an invalid one.
+        unsafe {
+            bpf_sk_storage_get(self.map(), socket.as_ptr(), ptr::null_mut(), 0)
+                .cast::<T>()
+                .as_mut()
+        }
+    }
+
+    /// The value of `socket`, made from `first` when it has none. `None` when
+    /// there is no memory for it.
+    #[inline(always)]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the value belongs to the kernel, not to this definition"
+    )]
+    pub fn get_or_insert(&self, socket: Socket, mut first: T) -> Option<&mut T> {
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as for `get_mut`; `first` is read only while the helper runs.
+        unsafe {
+            bpf_sk_storage_get(
+                self.map(),
+                socket.as_ptr(),
+                ptr::from_mut(&mut first).cast(),
+                flags,
+            )
+            .cast::<T>()
+            .as_mut()
+        }
+    }
+
     /// Gives `socket` this value, in place of any other.
     ///
     /// Fails when there is no memory for it.
     #[inline(always)]
-    pub fn set(&self, socket: Socket, mut value: T) -> Result<(), HelperFailed>
+    pub fn set(&self, socket: Socket, value: T) -> Result<(), HelperFailed>
     where
         T: Copy,
     {
-        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-        // SAFETY: as above; `value` is read only while the helper runs.
-        let kept = unsafe {
-            bpf_sk_storage_get(
-                self.map(),
-                socket.as_ptr(),
-                ptr::from_mut(&mut value).cast(),
-                flags,
-            )
-        }
-        .cast::<T>();
-        if kept.is_null() {
-            return Err(HelperFailed);
-        }
-        // SAFETY: not null, so a value of this map; created with `value`, or an
-        // older one that is replaced here.
-        unsafe { ptr::write(kept, value) };
+        // Written again where there was another one before.
+        *self.get_or_insert(socket, value).ok_or(HelperFailed)? = value;
         Ok(())
     }
 

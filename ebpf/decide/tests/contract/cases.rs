@@ -1,0 +1,91 @@
+//! Section 3: cases that are easy to get wrong.
+
+use shunt_decide::{Rule, Verdict::*};
+
+use super::{
+    Row,
+    calls::{ANY_PORT, POD, REMOTE, RESOLVER, anyone, app, gid, outside, uid},
+};
+use crate::support::Pod;
+
+/// The destinations `0.0.0.0` and `::` of the contract are not here: before
+/// `decide` is asked, they have become loopback or the source.
+#[rustfmt::skip]
+pub(crate) fn rows() -> Vec<Row> {
+    let istio = Pod::istio;
+    let dns = || istio().dns([RESOLVER]);
+    vec![
+        Row("app → remote, any TCP port, 53, 15001 and 15008 included", istio(),
+            app().to([REMOTE]).ports(ANY_PORT), Outbound, Rule::OutIncludedCidr),
+        Row("app → own pod IP, any port", istio(),
+            app().to([POD]).ports(ANY_PORT), Direct, Rule::OutLocalNotUid),
+        Row("app → 127.0.0.1, 127.0.0.2, 127.0.0.6", istio(),
+            app().to(["127.0.0.1", "127.0.0.2", "127.0.0.6"]).from("127.0.0.1").ports(ANY_PORT), Direct, Rule::OutLocalNotUid),
+        Row("app → 127.0.0.1:15001", istio(),
+            app().to(["127.0.0.1"]).ports([15001]), Direct, Rule::OutLocalNotUid),
+        Row("app → pod IP:15006", istio(),
+            app().to([POD]).ports([15006]), Direct, Rule::OutLocalNotUid),
+        Row("anyone from source 127.0.0.6 to a local address", istio(),
+            anyone().from("127.0.0.6").to([POD, "127.0.0.1", "127.0.0.2"]).ports(ANY_PORT), Direct, Rule::OutSix),
+        Row("uid 1337 → remote", istio(),
+            uid(1337).to([REMOTE]).ports(ANY_PORT), Direct, Rule::OutUid),
+        Row("uid 1337 → own pod IP, any port but 15008 (15020 and 53 included)", istio(),
+            uid(1337).to([POD]).ports([1, 22, 53, 80, 15001, 15006, 15020, 65535]), Inbound, Rule::OutUidHairpin),
+        Row("uid 1337 → own pod IP:15008", istio(),
+            uid(1337).to([POD]).ports([15008]), Direct, Rule::OutUid),
+        Row("uid 1337 → 127.0.0.1", istio(),
+            uid(1337).to(["127.0.0.1"]).ports(ANY_PORT), Direct, Rule::OutUid),
+        Row("uid 1337 → ::1", istio().dual_stack(),
+            uid(1337).to(["::1"]).ports(ANY_PORT), Direct, Rule::OutUid),
+        Row("uid 1337 → 127.0.0.2", istio(),
+            uid(1337).to(["127.0.0.2"]), Inbound, Rule::OutUidHairpin),
+        Row("gid 1337 only → remote", istio(),
+            gid(1337).to([REMOTE]).ports(ANY_PORT), Direct, Rule::OutGid),
+        Row("gid 1337 only → own pod IP", istio(),
+            gid(1337).to([POD]).ports(ANY_PORT), Direct, Rule::OutLocalNotUid),
+        Row("gid 1337 only → pod IP:53 with DNS capture", dns(),
+            gid(1337).to([POD]).ports([53]), Inbound, Rule::OutGidHairpin),
+        Row("second uid of a list → own pod IP", istio().uids([1337, 1338]),
+            uid(1338).to([POD]).ports(ANY_PORT), Direct, Rule::OutLocalNotUid),
+        Row("from outside, any port, 22, 15001, 15006 included", istio(),
+            outside().to([POD]).ports([1, 22, 53, 80, 443, 15001, 15006, 65535]), Inbound, Rule::InAll),
+        Row("from outside → 15008", istio(),
+            outside().to([POD]).ports([15008]), Direct, Rule::InTunnel),
+        Row("from outside → 15020, 15021, 15090", istio(),
+            outside().to([POD]).ports([15020, 15021, 15090]), Direct, Rule::InExcludedPort),
+        Row("-b 80,15020: from outside → 15020", istio().inbound_ports([80, 15020]),
+            outside().to([POD]).ports([15020]), Inbound, Rule::InListed),
+        Row("-c eth0: out through eth0", istio().exclude_interfaces(["eth0"]),
+            anyone().to([REMOTE]).ports(ANY_PORT), Direct, Rule::OutInterface),
+        Row("-c eth0: in through eth0", istio().exclude_interfaces(["eth0"]),
+            outside().to([POD]).ports(ANY_PORT), Direct, Rule::InInterface),
+        Row("-c eth0: the proxy's lo hairpin", istio().exclude_interfaces(["eth0"]),
+            uid(1337).to([POD]), Inbound, Rule::OutUidHairpin),
+        Row("-i 127.0.0.0/8: app → 127.0.0.2", istio().ranges(["127.0.0.0/8"]),
+            app().to(["127.0.0.2"]), Outbound, Rule::OutIncludedCidr),
+        Row("-i 127.0.0.0/8: app → 127.0.0.1", istio().ranges(["127.0.0.0/8"]),
+            app().to(["127.0.0.1"]), Direct, Rule::OutLoopback),
+        Row("-q port to a -x CIDR", istio().include_ports([80]).exclude_ranges(["203.0.113.0/24"]),
+            app().to([REMOTE]), Direct, Rule::OutExcludedCidr),
+        Row("-o 8080: uid 1337 → pod IP:8080", istio().exclude_ports([8080]),
+            uid(1337).to([POD]).ports([8080]), Direct, Rule::OutExcludedPort),
+        Row("-o 53 with DNS capture", dns().exclude_ports([53]),
+            anyone().to([RESOLVER, REMOTE, POD, "127.0.0.1"]).ports([53]).tcp_and_udp(), Direct, Rule::OutExcludedPort),
+        Row("DNS capture: app → resolver:53 TCP and UDP", dns(),
+            app().to([RESOLVER]).ports([53]).tcp_and_udp(), Dns, Rule::OutDns),
+        Row("DNS capture: app → another server:53 TCP", dns(),
+            app().to([REMOTE]).ports([53]), Outbound, Rule::OutIncludedCidr),
+        Row("DNS capture: app → pod IP:53 or 127.0.0.2:53 TCP", dns(),
+            app().to([POD, "127.0.0.2"]).ports([53]), Outbound, Rule::OutIncludedCidr),
+        Row("DNS capture: app → 127.0.0.1:53", dns(),
+            app().to(["127.0.0.1"]).ports([53]).tcp_and_udp(), Direct, Rule::OutLoopback),
+        Row("capture-all: app → 127.0.0.1:53", istio().all_dns(),
+            app().to(["127.0.0.1"]).ports([53]).tcp_and_udp(), Dns, Rule::OutDns),
+        Row("uid 1337 → anything:53 UDP", dns(),
+            uid(1337).to([RESOLVER, REMOTE, POD, "127.0.0.1", "127.0.0.2"]).ports([53]).udp(), Direct, Rule::OutUid),
+        Row("gid 1337 → anything:53 UDP", dns(),
+            gid(1337).to([RESOLVER, REMOTE, POD, "127.0.0.1", "127.0.0.2"]).ports([53]).udp(), Direct, Rule::OutGid),
+        Row("uid 1337 → anything:53 UDP, capture-all", istio().all_dns(),
+            uid(1337).to([RESOLVER, REMOTE, POD, "127.0.0.1", "127.0.0.2"]).ports([53]).udp(), Direct, Rule::OutUid),
+    ]
+}

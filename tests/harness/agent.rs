@@ -1,0 +1,272 @@
+//! The agent: the real binary.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+use shunt::{
+    control::{Client, Request},
+    node::EnrolRequest,
+    settings::{Field, Inputs, Origin, Settings, Written},
+};
+use tempfile::TempDir;
+
+use crate::{Cgroup, Netns, Process, deadline::DEADLINE, leftovers::temp_dir, netns::node_command};
+
+/// The binary under test: `SHUNT_BIN`, or the one of `cargo xtask build`.
+///
+/// # Panics
+///
+/// When there is none.
+pub fn binary() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/shunt");
+    let path = std::env::var_os("SHUNT_BIN").map_or(built, PathBuf::from);
+    assert!(
+        path.is_file(),
+        "there is no agent at {}: `cargo xtask build` makes it, or SHUNT_BIN says where it is",
+        path.display()
+    );
+    path
+}
+
+/// What one call of the command line tool gave.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+///
+/// When it cannot be started.
+pub fn run(command: &mut Command) -> Ran {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    Ran {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Where an agent has its files: a socket and a BPF file system of its own.
+/// Outlives the agent, so that another can be started in the same place.
+#[derive(Debug)]
+pub struct Place {
+    directory: TempDir,
+    cgroup: PathBuf,
+}
+
+impl Place {
+    /// A new place, for an agent that sees the sockets of `cgroup`.
+    ///
+    /// # Panics
+    ///
+    /// When the BPF file system cannot be mounted.
+    pub fn new(cgroup: &Cgroup) -> Self {
+        let place = Self {
+            directory: temp_dir("agent"),
+            cgroup: cgroup.path().to_owned(),
+        };
+        let bpffs = place.mount_point();
+        std::fs::create_dir(&bpffs).expect("a new directory");
+        mount(
+            Some("bpf"),
+            &bpffs,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap_or_else(|error| panic!("cannot mount a BPF file system: {error}"));
+        place
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("shunt.sock")
+    }
+
+    /// Where the agent pins: a directory of a BPF file system, as on a node.
+    pub fn bpffs(&self) -> PathBuf {
+        self.mount_point().join("shunt")
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.directory.path().join("bpffs")
+    }
+
+    /// The command that starts an agent here.
+    pub fn run_command(&self) -> Command {
+        let mut command = node_command(binary());
+        command
+            .arg("run")
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--cgroup")
+            .arg(&self.cgroup)
+            .arg("--bpffs")
+            .arg(self.bpffs());
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // The directory can only be removed when nothing is mounted in it.
+        let _ = umount2(&self.mount_point(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// A running agent. On drop it is told to end, and waited for.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    place: Place,
+}
+
+impl Agent {
+    /// Starts one for the sockets of `cgroup`; it is ready when this returns.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub fn start(cgroup: &Cgroup) -> Self {
+        Self::start_in(Place::new(cgroup))
+    }
+
+    /// The same in a place where there may have been another.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_in(place: Place) -> Self {
+        let process = Process::spawn("shunt run", &mut place.run_command());
+        process.wait_for_line("ready", DEADLINE);
+        Self { process, place }
+    }
+
+    /// Ends it with SIGTERM, and gives its place back.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end, or not well.
+    pub fn stop(self) -> Place {
+        let output = self.process.output();
+        let status = self.process.stop();
+        assert!(status.success(), "the agent ended with {status}:\n{output}");
+        self.place
+    }
+
+    /// Kills it without a warning, and gives its place back.
+    pub fn kill(self) -> Place {
+        self.process.kill();
+        self.place
+    }
+
+    /// Where it has its files.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Its command line tool, to be given a subcommand.
+    pub fn cli(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--socket").arg(self.place.socket());
+        command
+    }
+
+    /// The command that enrols `netns` with the flags of `istio-iptables`.
+    pub fn enroll_command(&self, netns: &Path, flags: &[&str]) -> Command {
+        let mut command = self.cli();
+        command.arg("enroll").arg("--netns").arg(netns).args(flags);
+        command
+    }
+
+    /// Enrols `netns`, or replaces its settings; in force when this returns.
+    ///
+    /// # Panics
+    ///
+    /// When the agent refuses.
+    #[track_caller]
+    pub fn enroll(&self, netns: &Netns, flags: &[&str]) {
+        self.must(&mut self.enroll_command(&netns.path(), flags));
+    }
+
+    /// The same with settings that are too long for a command line: the kernel
+    /// takes no argument above 128 KiB.
+    ///
+    /// # Panics
+    ///
+    /// When a setting means nothing, or the agent refuses.
+    pub fn enroll_written<const N: usize>(&self, netns: &Netns, written: [(Field, String); N]) {
+        let inputs = Inputs::from_iter(written.map(|(field, text)| Written {
+            field,
+            origin: Origin::Flag,
+            text,
+        }));
+        let request = Request::Enrol(Box::new(EnrolRequest {
+            netns: netns.path(),
+            resolvers: Vec::new(),
+            settings: Settings::parse(&inputs).expect("settings that mean something"),
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .expect("a runtime");
+        let reply = runtime.block_on(async {
+            let mut client = Client::connect(&self.place.socket()).await?;
+            client.ask(&request).await
+        });
+        reply.unwrap_or_else(|error| panic!("the agent refused: {error:#}\n{}", self.log()));
+    }
+
+    /// Ends the enrolment of `netns`.
+    ///
+    /// # Panics
+    ///
+    /// When the agent refuses.
+    #[track_caller]
+    pub fn unenroll(&self, netns: &Netns) {
+        self.must(self.cli().arg("unenroll").arg("--netns").arg(netns.path()));
+    }
+
+    /// What `shunt status --output json` says.
+    ///
+    /// # Panics
+    ///
+    /// When it fails or says something else than JSON.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let json = self.must(self.cli().args(["status", "--output", "json"]));
+        serde_json::from_str(&json).unwrap_or_else(|e| panic!("status is no JSON: {e}\n{json}"))
+    }
+
+    #[track_caller]
+    fn must(&self, command: &mut Command) -> String {
+        let ran = run(command);
+        assert!(
+            ran.status.success(),
+            "{command:?} failed ({}): {}\n--- the agent\n{}",
+            ran.status,
+            ran.stderr,
+            self.log()
+        );
+        ran.stdout
+    }
+}

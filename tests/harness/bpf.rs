@@ -1,0 +1,100 @@
+//! What the kernel holds of an agent, asked with `bpftool`.
+
+use std::{collections::BTreeMap, path::Path, process::Command};
+
+use serde_json::Value;
+
+use crate::{agent, command::output_of};
+
+/// How many entries each map of the agent has, by the map's name.
+///
+/// Socket storage is left out: the kernel cannot list it, and an entry goes
+/// with its socket. So are ring buffers, which have no entries.
+///
+/// # Panics
+///
+/// When `status` reports no maps, or `bpftool` fails.
+pub fn entries_by_map(status: &Value) -> BTreeMap<String, usize> {
+    let entries: BTreeMap<_, _> = objects(status, "maps")
+        .into_iter()
+        .filter_map(|(name, id)| Some((name, entries(id)?)))
+        .collect();
+    assert!(!entries.is_empty(), "status tells of no maps: {status}");
+    entries
+}
+
+/// The ids of the agent's programs, by name.
+///
+/// # Panics
+///
+/// When `status` does not have the shape of one.
+pub fn programs(status: &Value) -> BTreeMap<String, u64> {
+    objects(status, "programs")
+}
+
+/// Whether the kernel still holds a program.
+///
+/// # Panics
+///
+/// When `bpftool` cannot be started.
+pub fn program_exists(id: u64) -> bool {
+    agent::run(Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]))
+        .status
+        .success()
+}
+
+/// How many programs are attached to the cgroup at `path`.
+///
+/// # Panics
+///
+/// When `bpftool` fails.
+pub fn attached_to_cgroup(path: &Path) -> usize {
+    let mut command = Command::new("bpftool");
+    list(command.args(["-j", "cgroup", "show"]).arg(path)).len()
+}
+
+/// `None` where a map cannot be listed.
+fn entries(id: u64) -> Option<usize> {
+    let id = id.to_string();
+    let map = json(Command::new("bpftool").args(["-j", "map", "show", "id", &id]));
+    let kind = map["type"].as_str().unwrap_or_default();
+    if matches!(kind, "sk_storage" | "ringbuf") {
+        return None;
+    }
+    Some(list(Command::new("bpftool").args(["-j", "map", "dump", "id", &id])).len())
+}
+
+fn objects(status: &Value, what: &str) -> BTreeMap<String, u64> {
+    status[what]
+        .as_array()
+        .unwrap_or_else(|| panic!("status has no list of {what}: {status}"))
+        .iter()
+        .map(|object| {
+            let (name, id) = (object["name"].as_str(), object["id"].as_u64());
+            let name = name.unwrap_or_else(|| panic!("no name: {object}"));
+            (
+                name.to_owned(),
+                id.unwrap_or_else(|| panic!("no id: {object}")),
+            )
+        })
+        .collect()
+}
+
+fn list(command: &mut Command) -> Vec<Value> {
+    let json = json(command);
+    // Nothing at all is written for a cgroup without programs.
+    if json.is_null() {
+        return Vec::new();
+    }
+    let list = json.as_array();
+    list.unwrap_or_else(|| panic!("bpftool wrote no list: {json}"))
+        .clone()
+}
+
+fn json(command: &mut Command) -> Value {
+    let text = output_of(command);
+    if text.trim().is_empty() {
+        return Value::Null;
+    }
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("bpftool wrote no JSON: {e}\n{text}"))
+}

@@ -1,0 +1,54 @@
+//! The real rules.
+
+use crate::{
+    Netns, Owner,
+    command::{output_of, output_with_input},
+};
+
+/// Loads `rules`, in the language of `iptables-restore`, into a namespace.
+///
+/// # Panics
+///
+/// When the kernel or the tool refuses them.
+pub fn restore(netns: &Netns, rules: &str) {
+    output_with_input(&mut netns.command("iptables-restore", Owner::ROOT), rules);
+}
+
+/// Every rule of a namespace (lines that append to a chain), as
+/// `iptables-save` prints it.
+///
+/// # Panics
+///
+/// When the tool fails.
+pub fn rules(netns: &Netns) -> Vec<String> {
+    output_of(&mut netns.command("iptables-save", Owner::ROOT))
+        .lines()
+        .filter(|line| line.starts_with("-A"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A file of rules together with the settings that mean the same.
+#[derive(Clone, Copy, Debug)]
+pub struct RuleSet {
+    /// Its name, for messages.
+    pub name: &'static str,
+    /// The file.
+    pub text: &'static str,
+}
+
+impl RuleSet {
+    /// The flags of `istio-iptables` on the line `# settings:`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such line.
+    pub fn settings(&self) -> Vec<&'static str> {
+        self.text
+            .lines()
+            .find_map(|line| line.strip_prefix("# settings:"))
+            .unwrap_or_else(|| panic!("{}: no line `# settings:`", self.name))
+            .split_whitespace()
+            .collect()
+    }
+}

@@ -1,0 +1,227 @@
+//! Agents, proxies and enrolments come and go, in any order.
+
+use std::io::{Read, Write};
+
+use shunt_tests::{
+    Agent, Node, Owner, Probe, bpf, connect_all, deadline::wait_until, mesh::ISTIO_DEFAULTS, probe,
+    probe_all,
+};
+
+use crate::lab::{Lab, PORT};
+
+#[test]
+fn a_proxy_that_listened_before_the_agent_started_is_found() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    lab.assert_direct();
+    let _agent = lab.enrolled();
+    lab.assert_redirected();
+}
+
+#[test]
+fn a_proxy_that_listened_before_the_enrolment_is_found() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let _proxy = lab.proxy();
+    lab.assert_direct();
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.assert_redirected();
+}
+
+#[test]
+fn a_proxy_that_listens_after_the_enrolment_is_found() {
+    let lab = Lab::new();
+    let _agent = lab.enrolled();
+    let _proxy = lab.proxy();
+    lab.assert_redirected();
+}
+
+#[test]
+fn a_proxy_that_restarts_is_followed() {
+    let lab = Lab::new();
+    let _agent = lab.enrolled();
+    for _ in 0..5 {
+        let proxy = lab.proxy();
+        lab.assert_redirected();
+        drop(proxy);
+        lab.assert_refused();
+    }
+}
+
+/// While no proxy listens, nothing steps around it: not even where somebody
+/// would answer.
+#[test]
+fn connections_are_refused_while_no_proxy_listens() {
+    let lab = Lab::new();
+    let _agent = lab.enrolled();
+    lab.assert_refused();
+}
+
+/// A proxy has one listener for each worker; any of them may be closed first.
+#[test]
+fn a_listener_that_is_closed_leaves_the_others_of_its_group() {
+    let lab = Lab::new();
+    let _agent = lab.enrolled();
+    for first_to_go in 0..3 {
+        let mut workers = vec![lab.proxy(), lab.proxy(), lab.proxy()];
+        let mut order = [first_to_go, 0, 0].into_iter();
+        while !workers.is_empty() {
+            let calls = [Probe::new(Owner::APP, (lab.pod.ip(), PORT)); 30];
+            for answer in probe_all(lab.node.netns(), &calls) {
+                assert_eq!(answer.outcome.to_string(), "pod:15006");
+            }
+            assert_eq!(lab.outbound(), "pod:15001");
+            let next = order.next().expect("one for each worker");
+            drop(workers.remove(next));
+        }
+        lab.assert_refused();
+    }
+}
+
+/// The same for a group that the agent has not seen come to be.
+#[test]
+fn a_listener_that_is_closed_leaves_the_others_that_listened_before_the_agent() {
+    let lab = Lab::new();
+    for first_to_go in [0, 1] {
+        let mut workers = vec![lab.proxy(), lab.proxy()];
+        let _agent = lab.enrolled();
+        lab.assert_redirected();
+        drop(workers.remove(first_to_go));
+        lab.assert_redirected();
+        workers.clear();
+        lab.assert_refused();
+    }
+}
+
+#[test]
+fn enrolling_again_replaces_the_settings() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+
+    let other = ["-b", "*", "-d", "80", "-i", "203.0.113.0/24"];
+    agent.enroll(lab.pod.netns(), &other);
+    assert_eq!(lab.outbound(), "node:80");
+    assert_eq!(lab.inbound(), "pod:80");
+    assert_eq!(lab.hairpin(), "pod:15006");
+
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.assert_redirected();
+    let pods = agent.status()["pods"].as_array().map(Vec::len);
+    assert_eq!(pods, Some(1));
+}
+
+#[test]
+fn other_ports_of_the_proxy_are_followed_when_enrolling_again() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+
+    agent.enroll(
+        lab.pod.netns(),
+        &["-p", "80", "-z", "80", "-b", "*", "-i", "*"],
+    );
+
+    // The application listens there.
+    assert_eq!(lab.outbound(), "pod:80");
+    let far = Probe::new(Owner::APP, (lab.pod.ip(), 9));
+    assert_eq!(probe(lab.node.netns(), &far).outcome.to_string(), "pod:80");
+}
+
+#[test]
+fn unenrolling_ends_the_redirection() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+    agent.unenroll(lab.pod.netns());
+    lab.assert_direct();
+    assert_eq!(agent.status()["pods"].as_array().map(Vec::len), Some(0));
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.assert_redirected();
+}
+
+#[test]
+fn a_pod_that_is_not_enrolled_is_left_alone() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let neighbour = lab.node.pod("neighbour");
+    let _proxy_of_neighbour =
+        shunt_tests::Responder::start(neighbour.netns(), Owner::PROXY, &[15001, 15006]);
+    let agent = lab.agent();
+    agent.enroll(neighbour.netns(), &ISTIO_DEFAULTS);
+    lab.assert_direct();
+    let call = Probe::new(Owner::APP, (Node::OUTSIDE, PORT));
+    let answer = probe(neighbour.netns(), &call);
+    assert_eq!(answer.outcome.to_string(), "neighbour:15001");
+}
+
+#[test]
+fn an_agent_that_ends_takes_everything_with_it() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+    let programs = bpf::programs(&agent.status());
+    assert!(bpf::attached_to_cgroup(lab.node.cgroup().path()) > 0);
+    let call = Probe::new(Owner::APP, (Node::OUTSIDE, PORT));
+    let open = connect_all(lab.pod.netns(), &[call]).remove(0).1;
+    let mut open = open.expect("the proxy has answered");
+
+    let place = agent.stop();
+
+    assert_eq!(bpf::attached_to_cgroup(lab.node.cgroup().path()), 0);
+    // The kernel frees a program some time after its last user is gone.
+    for (name, id) in programs {
+        wait_until(&format!("{name} to be gone"), || {
+            (!bpf::program_exists(id))
+                .then_some(())
+                .ok_or_else(|| id.to_string())
+        });
+    }
+    assert!(!place.socket().exists(), "the control socket is left");
+    let pins = std::fs::read_dir(place.bpffs()).map_or(0, Iterator::count);
+    assert_eq!(pins, 0, "pins are left");
+    lab.assert_direct();
+
+    // A connection that was open does not notice.
+    open.write_all(b"still there?").expect("it is open");
+    let mut echo = [0; 12];
+    open.read_exact(&mut echo).expect("it is open");
+    assert_eq!(&echo, b"still there?");
+}
+
+#[test]
+fn the_next_agent_takes_over_the_place_of_one_that_was_killed() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+
+    let agent = Agent::start_in(agent.kill());
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.assert_redirected();
+
+    let agent = Agent::start_in(agent.stop());
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.assert_redirected();
+}
+
+/// A pod that is deleted must not stay enrolled, nor keep others from being.
+#[test]
+fn a_pod_can_be_deleted_while_it_is_enrolled() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    for _ in 0..3 {
+        let gone = lab.node.pod("gone");
+        agent.enroll(gone.netns(), &ISTIO_DEFAULTS);
+        let path = gone.netns().path();
+        drop(gone);
+        // By its path: the namespace is no longer there to be asked.
+        let ran = shunt_tests::agent::run(agent.cli().arg("unenroll").arg("--netns").arg(&path));
+        assert!(ran.status.success(), "{}", ran.stderr);
+    }
+    assert_eq!(agent.status()["pods"].as_array().map(Vec::len), Some(0));
+}

@@ -1,0 +1,18 @@
+//! What a pod behaves like, tried out on this machine's kernel: one module for
+//! each behaviour.
+//!
+//! Every test makes its own node, with namespaces, cgroup and agent, and runs
+//! beside the others. All of them need root, and fail without it.
+#![expect(
+    unused_crate_dependencies,
+    reason = "these are the dependencies of the harness"
+)]
+
+mod cli;
+mod differential;
+mod envoy;
+mod lab;
+mod lifecycle;
+mod many;
+mod owner;
+mod scale;

@@ -1,0 +1,97 @@
+//! Who owns a socket, and what each side of a connection sees.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+};
+
+use shunt_tests::{Greeting, Node, Owner, Probe, Source, probe};
+use socket2::{Domain, Socket, Type};
+
+use crate::lab::{Lab, PORT};
+
+/// Connects a socket that `opened` has made, as `connected`.
+fn call(lab: &Lab, opened: Owner, connected: Owner) -> Greeting {
+    lab.pod.netns().run(|| {
+        opened.assume();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a new socket");
+        connected.assume();
+        let outside = SocketAddr::from((Node::OUTSIDE, PORT));
+        socket.connect(&outside.into()).expect("somebody answers");
+        let mut line = String::new();
+        BufReader::new(TcpStream::from(socket))
+            .read_line(&mut line)
+            .expect("a responder answers");
+        serde_json::from_str(&line).expect("a responder's greeting")
+    })
+}
+
+#[test]
+fn the_owner_of_a_socket_is_who_opened_it() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let _agent = lab.enrolled();
+    assert_eq!(call(&lab, Owner::ROOT, Owner::PROXY).place, "pod");
+    assert_eq!(call(&lab, Owner::APP, Owner::PROXY).place, "pod");
+    assert_eq!(call(&lab, Owner::PROXY, Owner::ROOT).place, "node");
+    assert_eq!(call(&lab, Owner::PROXY, Owner::APP).place, "node");
+}
+
+/// A socket that is older than the programs has an owner all the same.
+#[test]
+fn a_socket_that_was_opened_before_the_agent_started_has_its_owner() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let open = |owner: Owner| {
+        lab.pod.netns().run(|| {
+            owner.assume();
+            Socket::new(Domain::IPV4, Type::STREAM, None).expect("a new socket")
+        })
+    };
+    let (of_proxy, of_app) = (open(Owner::PROXY), open(Owner::APP));
+    let _agent = lab.enrolled();
+    let outside = SocketAddr::from((Node::OUTSIDE, PORT));
+    let place = |socket: Socket| {
+        socket.connect(&outside.into()).expect("somebody answers");
+        let mut line = String::new();
+        BufReader::new(TcpStream::from(socket))
+            .read_line(&mut line)
+            .expect("a responder answers");
+        let greeting: Greeting = serde_json::from_str(&line).expect("a responder's greeting");
+        greeting.place
+    };
+    assert_eq!(place(of_proxy), "node");
+    assert_eq!(place(of_app), "pod");
+}
+
+/// What `istio-iptables` itself tries out after it has written its rules.
+#[test]
+fn the_check_of_the_mesh_passes() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let _agent = lab.enrolled();
+    let six = SocketAddr::from(([127, 0, 0, 6], 15002));
+    let source = Source::Addr(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+    let answer = probe(lab.pod.netns(), &Probe::new(Owner::PROXY, six).from(source));
+
+    assert_eq!(answer.outcome.to_string(), "pod:15006");
+    assert_eq!(answer.greeting().original_dst, Ok(six));
+}
+
+#[test]
+fn the_application_and_the_proxy_see_each_other_as_without_redirection() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let _agent = lab.enrolled();
+    let asked = SocketAddr::from((Node::OUTSIDE, PORT));
+
+    let answer = probe(lab.pod.netns(), &Probe::new(Owner::APP, asked));
+
+    let greeting = answer.greeting();
+    assert_eq!(answer.outcome.to_string(), "pod:15001");
+    assert_eq!(answer.peername, Some(asked));
+    assert_eq!(Some(greeting.peer), answer.sockname);
+    assert_eq!(greeting.peer.ip(), lab.pod.ip());
+    assert_eq!(greeting.original_dst, Ok(asked));
+}

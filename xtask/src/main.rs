@@ -1,0 +1,93 @@
+//! The project's tasks: `cargo xtask --help`.
+//!
+//! One module per subcommand. Every other program is run through
+//! [`exec::Step`], so that a failure says what was being done, with which
+//! command, and what to do about it.
+
+mod build;
+mod demo;
+mod env;
+mod exec;
+mod lint;
+mod paths;
+mod setup;
+mod tally;
+mod test;
+
+use std::{fmt::Display, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Set up this machine for shunt, build it, test it, show it.
+///
+/// Downloads are kept in $SHUNT_CACHE; else, for root, in /var/cache/shunt (the
+/// proxy's user has to reach Envoy there, which it cannot below /root); else in
+/// $XDG_CACHE_HOME/shunt or ~/.cache/shunt.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing: Debian packages, a toolchain for the BPF crate, bpf-linker, Envoy
+    ///
+    /// Says for each thing what it is for, and does nothing the second time.
+    /// The BPF crate is built with the toolchain that SHUNT_BPF_TOOLCHAIN names,
+    /// else with one of rustup's named `shunt-bpf`, else with rustup's nightly if
+    /// it has the component rust-src; else Debian's rustc-web is installed and
+    /// linked as `shunt-bpf`. SHUNT_ENVOY names an Envoy to use instead of
+    /// downloading one.
+    Setup,
+    /// Build the agent: target/release/shunt, the BPF programs inside
+    Build,
+    /// Run every test, unit and integration; needs root
+    Test(test::Arguments),
+    /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
+    Demo,
+    /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies
+    Lint,
+    /// Print where things are, as NAME=value: what the tests get in their environment
+    Env,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup => setup::command().map(|()| ExitCode::SUCCESS),
+        Task::Build => build::command().map(|()| ExitCode::SUCCESS),
+        Task::Test(arguments) => test::command(&arguments),
+        Task::Demo => demo::command().map(|never| match never {}),
+        Task::Lint => lint::command(),
+        Task::Env => env::command().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        complain(format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// One message to the user.
+#[expect(clippy::print_stdout, reason = "xtask talks to a terminal")]
+fn say(text: impl Display) {
+    println!("{text}");
+}
+
+/// One message about something that went wrong.
+#[expect(clippy::print_stderr, reason = "xtask talks to a terminal")]
+fn complain(text: impl Display) {
+    eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

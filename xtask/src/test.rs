@@ -1,0 +1,252 @@
+//! `cargo xtask test`: every test, the integration tests last.
+
+use std::{
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{
+    build, complain, env,
+    exec::Step,
+    paths, say,
+    setup::{self, Use},
+    tally::Tally,
+};
+
+/// The variables by which the tests learn of `--random` and `--seed`.
+const RANDOM: &str = "SHUNT_TEST_RANDOM";
+const SEED: &str = "SHUNT_TEST_SEED";
+
+/// What `cargo xtask test` takes.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// How many random settings and probes the differential test adds to its fixed ones
+    #[arg(long, value_name = "N")]
+    random: Option<u64>,
+    /// Where the random ones start from, to repeat a run; chosen and printed when absent
+    #[arg(long, value_name = "S", requires = "random")]
+    seed: Option<u64>,
+    /// Run only the tests whose name contains one of these
+    filter: Vec<String>,
+}
+
+pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
+    paths::require_root(
+        "test",
+        "the tests need root because they make network namespaces, load BPF programs and iptables rules",
+    )?;
+    setup::ensure(&[Use::Build, Use::Tests])?;
+    build::agent()?;
+    let seed = arguments
+        .random
+        .map(|_| arguments.seed.unwrap_or_else(new_seed));
+    if let Some(seed) = seed {
+        say(format!("random tests start from --seed {seed}"));
+    }
+
+    let mut report = Report::default();
+    for run in RUNS {
+        report.add(
+            run,
+            outcome(run, arguments, seed)?,
+            !arguments.filter.is_empty(),
+        );
+    }
+    for complaint in report.complaints() {
+        complain(complaint);
+    }
+    // The last line of the whole, alone: the sum of the runners' own counts.
+    say(report.total);
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// One call of `cargo test`.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    name: &'static str,
+    selection: &'static [&'static str],
+    /// Whether it may have no test at all when nothing is filtered out.
+    may_be_empty: bool,
+}
+
+/// The integration tests are the last, so that their count closes the output.
+const RUNS: &[Run] = &[
+    Run {
+        name: "the unit tests",
+        // The BPF programs are a binary for another target.
+        selection: &[
+            "--workspace",
+            "--exclude",
+            "shunt-programs",
+            "--exclude",
+            "shunt-tests",
+        ],
+        may_be_empty: false,
+    },
+    Run {
+        name: "the test harness's own tests",
+        selection: &["--package", "shunt-tests", "--lib"],
+        may_be_empty: true,
+    },
+    Run {
+        name: "the examples in the harness's documentation",
+        selection: &["--package", "shunt-tests", "--doc"],
+        may_be_empty: true,
+    },
+    Run {
+        name: "the integration tests",
+        selection: &["--package", "shunt-tests", "--test", "integration"],
+        may_be_empty: false,
+    },
+];
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    tally: Tally,
+    success: bool,
+}
+
+fn outcome(run: &Run, arguments: &Arguments, seed: Option<u64>) -> Result<Outcome> {
+    let mut step = Step::new("cargo", format!("running {}", run.name))
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(run.selection)
+        .arg("--")
+        .args(&arguments.filter)
+        .dir(&paths::root())
+        .remedy("Install rustup's stable toolchain (https://rustup.rs).");
+    if let (Some(random), Some(seed)) = (arguments.random, seed) {
+        step = step
+            .env(RANDOM, random.to_string())
+            .env(SEED, seed.to_string());
+    }
+    let mut tally = Tally::default();
+    let status = env::with_tests(step)?.stream(|line| {
+        say(line);
+        tally += Tally::from_line(line).unwrap_or_default();
+    })?;
+    Ok(Outcome {
+        tally,
+        success: status.success(),
+    })
+}
+
+/// All runs together.
+#[derive(Debug, Default)]
+struct Report {
+    total: Tally,
+    complaints: Vec<String>,
+}
+
+impl Report {
+    fn add(&mut self, run: &Run, outcome: Outcome, filtered: bool) {
+        let Outcome { mut tally, success } = outcome;
+        let name = run.name;
+        let complaint = if tally.failed > 0 {
+            Some(format!("{name}: {} failed", tally.failed))
+        } else if !success {
+            Some(format!(
+                "{name}: cargo failed without a failed test, so they did not compile or the runner died: see above"
+            ))
+        } else if tally.passed == 0 && !filtered && !run.may_be_empty {
+            Some(format!("{name}: there was none to run"))
+        } else {
+            None
+        };
+        if complaint.is_some() {
+            // A run that broke down counts as one failure: the last line of a
+            // failed whole must not read "0 failed".
+            tally.failed = tally.failed.max(1);
+        }
+        self.complaints.extend(complaint);
+        self.total += tally;
+    }
+
+    /// What is wrong, one sentence each.
+    fn complaints(&self) -> Vec<String> {
+        let mut all = self.complaints.clone();
+        // A filter may leave a run empty, but not all of them.
+        if all.is_empty() && self.total == Tally::default() {
+            all.push("no test has a name that contains the filter".to_owned());
+        }
+        all
+    }
+
+    fn is_good(&self) -> bool {
+        self.complaints().is_empty()
+    }
+}
+
+fn new_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: Run = Run {
+        name: "these",
+        selection: &[],
+        may_be_empty: false,
+    };
+
+    fn report(outcomes: &[(u64, u64, bool)], filtered: bool) -> Report {
+        let mut report = Report::default();
+        for &(passed, failed, success) in outcomes {
+            let tally = Tally { passed, failed };
+            report.add(&FULL, Outcome { tally, success }, filtered);
+        }
+        report
+    }
+
+    #[test]
+    fn all_passed_is_good() {
+        let report = report(&[(5, 0, true), (2, 0, true)], false);
+        assert!(report.is_good());
+        assert_eq!(
+            report.total,
+            Tally {
+                passed: 7,
+                failed: 0
+            }
+        );
+    }
+
+    #[test]
+    fn an_early_failure_is_not_hidden_by_a_later_success() {
+        let report = report(&[(5, 1, false), (2, 0, true)], false);
+        assert!(!report.is_good());
+        assert_eq!(report.total.to_string(), "7 passed, 1 failed");
+    }
+
+    #[test]
+    fn a_run_that_died_is_no_success() {
+        let report = report(&[(5, 0, true), (0, 0, false)], false);
+        assert!(
+            report.complaints()[0].contains("did not compile"),
+            "{report:?}"
+        );
+    }
+
+    #[test]
+    fn no_test_at_all_is_no_success() {
+        assert!(!report(&[(5, 0, true), (0, 0, true)], false).is_good());
+        assert!(report(&[(5, 0, true), (0, 0, true)], true).is_good());
+        assert!(!report(&[(0, 0, true), (0, 0, true)], true).is_good());
+    }
+
+    #[test]
+    fn the_integration_tests_close() {
+        let last = RUNS.last().expect("there are runs");
+        assert!(last.selection.contains(&"integration"));
+    }
+}
