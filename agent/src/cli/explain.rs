@@ -28,6 +28,7 @@ use crate::{
         Compiled, Enrolment, Families, Flags, HostLists, ResolvConfError, Settings, SettingsError,
         compile, process_env, resolv_conf,
     },
+    userns::IdMaps,
 };
 
 /// Says what becomes of one connection, which rule decides, and why.
@@ -268,7 +269,7 @@ impl Explain {
                 list_set: 1,
                 resolvers: &resolvers,
                 families,
-                node_id: &|id| id,
+                ids: &IdMaps::same(),
             },
         );
         Ok(answer(&compiled, facts))
