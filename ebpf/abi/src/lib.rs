@@ -26,7 +26,7 @@ mod user;
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
 pub use dns::{QUESTION_SLOTS, Questions};
-pub use flow::{Endpoint, FlowKey};
+pub use flow::{ASKED_BOUND, ASKED_REDIRECTED, Asked, Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};
 pub use lists::{
     CidrKey, CidrList, LIST_KEY_BITS, PORTS_PER_CHUNK, PortChunk, PortChunkKey, PortList,

@@ -62,11 +62,17 @@ pub struct Path {
 }
 
 impl Path {
-    /// The way of a packet that `call` sends to `asked`.
+    /// The way of a packet that `call` sends to `asked`. With `disregard_source`
+    /// the address that the socket is bound to is not the application's choice.
     #[inline(always)]
-    pub fn of(call: AddressCall, netns: NetnsCookie, asked: Endpoint) -> Self {
+    pub fn of(
+        call: AddressCall,
+        netns: NetnsCookie,
+        asked: Endpoint,
+        disregard_source: bool,
+    ) -> Self {
         let own = call.socket().source();
-        let bound = !own.is_unspecified();
+        let bound = !own.is_unspecified() && !disregard_source;
         let destination = match (asked.addr.is_unspecified(), bound) {
             (false, _) => asked.addr,
             (true, true) => own,
