@@ -7,6 +7,11 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
+use shunt::{
+    control::{Client, Request},
+    node::EnrolRequest,
+    settings::{Field, Inputs, Origin, Settings, Written},
+};
 use tempfile::TempDir;
 
 use crate::{Cgroup, Netns, Process, deadline::DEADLINE, leftovers::temp_dir, netns::node_command};
@@ -201,6 +206,34 @@ impl Agent {
     #[track_caller]
     pub fn enroll(&self, netns: &Netns, flags: &[&str]) {
         self.must(&mut self.enroll_command(&netns.path(), flags));
+    }
+
+    /// The same with settings that are too long for a command line: the kernel
+    /// takes no argument above 128 KiB.
+    ///
+    /// # Panics
+    ///
+    /// When a setting means nothing, or the agent refuses.
+    pub fn enroll_written<const N: usize>(&self, netns: &Netns, written: [(Field, String); N]) {
+        let inputs = Inputs::from_iter(written.map(|(field, text)| Written {
+            field,
+            origin: Origin::Flag,
+            text,
+        }));
+        let request = Request::Enrol(Box::new(EnrolRequest {
+            netns: netns.path(),
+            resolvers: Vec::new(),
+            settings: Settings::parse(&inputs).expect("settings that mean something"),
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .expect("a runtime");
+        let reply = runtime.block_on(async {
+            let mut client = Client::connect(&self.place.socket()).await?;
+            client.ask(&request).await
+        });
+        reply.unwrap_or_else(|error| panic!("the agent refused: {error:#}\n{}", self.log()));
     }
 
     /// Ends the enrolment of `netns`.

@@ -81,12 +81,14 @@ fn objects(status: &Value, what: &str) -> BTreeMap<String, u64> {
 }
 
 fn list(command: &mut Command) -> Vec<Value> {
-    match json(command) {
-        Value::Array(list) => list,
-        // Nothing at all is written for a cgroup without programs.
-        Value::Null => Vec::new(),
-        other => panic!("bpftool wrote no list: {other}"),
+    let json = json(command);
+    // Nothing at all is written for a cgroup without programs.
+    if json.is_null() {
+        return Vec::new();
     }
+    let list = json.as_array();
+    list.unwrap_or_else(|| panic!("bpftool wrote no list: {json}"))
+        .clone()
 }
 
 fn json(command: &mut Command) -> Value {

@@ -150,7 +150,7 @@ impl Envoy {
     /// When there is none within the deadline.
     pub fn connection(&self, listener: &str, destination: SocketAddr) -> Connection {
         let start = format!("connection {listener} ");
-        let line = self.process.wait_for_line_that(
+        self.process.wait_for_line_that(
             &format!("{listener} connection to {destination}"),
             DEADLINE,
             |line| {
@@ -158,8 +158,7 @@ impl Envoy {
                 let connection: Connection = serde_json::from_str(json).ok()?;
                 (connection.original_dst == destination).then_some(connection)
             },
-        );
-        line
+        )
     }
 
     fn admin(&self, path: &str) -> Result<http::Response, String> {

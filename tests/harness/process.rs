@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -88,6 +89,8 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C is for us, who then end it in our own order.
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name} (`{line}`): {error}"));
         let watched = Arc::new(Watched::default());

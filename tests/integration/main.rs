@@ -8,9 +8,11 @@
     reason = "these are the dependencies of the harness"
 )]
 
+mod cli;
 mod differential;
 mod envoy;
 mod lab;
 mod lifecycle;
 mod many;
 mod owner;
+mod scale;

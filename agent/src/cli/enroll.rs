@@ -19,6 +19,16 @@ use crate::{
 /// Redirects a network namespace; returns when the redirection is in force.
 /// Enrolling it again replaces its settings at once.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  As Istio's init container does:
+    shunt enroll --netns /run/netns/pod -p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT \\
+      -i '*' -x '' -b '*' -d 15090,15021,15020 -q '' -o '' -c '' -k ''
+  The same in short, the database left alone:
+    shunt enroll --netns /proc/4242/ns/net --mesh istio -o 5432
+  With DNS:
+    shunt enroll --netns /run/netns/pod --mesh istio --redirect-dns \\
+      --resolv-conf /var/lib/pod/resolv.conf")]
 pub struct Enroll {
     /// The namespace, such as /run/netns/NAME or /proc/PID/ns/net
     #[arg(long, env = "SHUNT_NETNS", value_name = "PATH")]
@@ -57,6 +67,9 @@ impl Enroll {
 
 /// Ends the redirection of a network namespace.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Example:
+    shunt unenroll --netns /run/netns/pod")]
 pub struct Unenroll {
     /// The namespace, as it was enrolled
     #[arg(long, env = "SHUNT_NETNS", value_name = "PATH")]

@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// Say what becomes of one connection, which rule decides, and why.
+/// Says what becomes of one connection, which rule decides, and why.
 ///
 /// Needs no root and no agent: the settings are those of the flags, and the
 /// answer comes from the function that the kernel runs.

@@ -15,12 +15,20 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{Datapath, Events, MapLimit},
+    datapath::{self, Datapath, Events, MapLimit},
     node::NodeHandle,
 };
 
 /// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  On a node:
+    shunt run
+  Beside another one, for the processes of one cgroup only:
+    shunt --socket /run/shunt/b.sock run --cgroup /sys/fs/cgroup/b --bpffs /sys/fs/bpf/b
+
+SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace.")]
 pub struct Run {
     /// The cgroup v2 directory whose sockets are redirected [default: the root
     /// of the hierarchy, found in /proc/self/mounts]
@@ -52,6 +60,7 @@ impl Run {
     async fn serve(&self, socket: &Path) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        datapath::check()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {
             Some(named) => named.clone(),

@@ -14,6 +14,10 @@ use crate::{
 
 /// Shows what is enrolled, counted and attached.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+    shunt status
+    shunt status --output json | jq '.pods[].counters'")]
 pub struct StatusCommand {
     /// How to write the answer
     #[arg(long, env = "SHUNT_OUTPUT", value_enum, default_value_t)]

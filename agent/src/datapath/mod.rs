@@ -19,7 +19,10 @@ use aya::{
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
-pub use self::pods::{CounterReport, Pods};
+pub use self::{
+    pods::{CounterReport, Pods},
+    preflight::check,
+};
 use crate::{bpffs::PinDir, netns::Netns};
 
 /// The programs of the node.
@@ -119,7 +122,6 @@ impl Datapath {
     ///
     /// When the kernel lacks something, or refuses; then nothing is left.
     pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit]) -> Result<Self> {
-        preflight::check()?;
         let offsets = offsets::of_running_kernel()?;
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;

@@ -11,7 +11,7 @@ const OLDEST: (u32, u32) = (5, 18);
 /// # Errors
 ///
 /// With the first thing that is missing, and what to do.
-pub(super) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading BPF programs takes root; run this as root, or with sudo");
     }

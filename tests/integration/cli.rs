@@ -1,0 +1,229 @@
+//! The command line: what it refuses, with which words, and that nothing has
+//! changed then.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use shunt_tests::{
+    Agent,
+    agent::{Ran, binary, run},
+    leftovers::temp_dir,
+    mesh::ISTIO_DEFAULTS,
+};
+use tempfile::TempDir;
+
+use crate::lab::Lab;
+
+/// A refusal is one sentence about `what`, and an exit status that says so.
+#[track_caller]
+fn assert_refused(ran: &Ran, what: &str) {
+    assert!(!ran.status.success(), "{what:?} was not refused: {ran:?}");
+    assert!(ran.status.code().is_some(), "it crashed: {ran:?}");
+    let sentence = ran.stderr.trim_end();
+    assert!(
+        !sentence.is_empty() && sentence.lines().count() == 1,
+        "not one sentence: {ran:?}"
+    );
+    assert!(sentence.contains(what), "not about {what:?}: {sentence}");
+    assert!(!sentence.contains("panicked"), "{sentence}");
+    assert_eq!(ran.stdout, "");
+}
+
+/// What the agent says of its pods, without what is counted.
+fn settings_of(agent: &Agent) -> Vec<serde_json::Value> {
+    let status = agent.status();
+    let pods = status["pods"].as_array().expect("a list of pods");
+    pods.iter().map(|pod| pod["settings"].clone()).collect()
+}
+
+#[test]
+fn settings_that_mean_nothing_change_nothing() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let _proxy = lab.proxy();
+    let before = settings_of(&agent);
+    let cases: [(&[&str], &str); 12] = [
+        (&["-i", "10.0.0.0/33"], "10.0.0.0/33"),
+        (&["-i", "10.0.0.0/8,somewhere"], "somewhere"),
+        (&["-x", "300.1.1.1/8"], "300.1.1.1/8"),
+        (&["-x", "*"], "*"),
+        (&["-b", "65536"], "65536"),
+        (&["-b", "80,http"], "http"),
+        (&["-d", "80;90"], "80;90"),
+        (&["-q", "90-80"], "90-80"),
+        (&["-o", "0"], "0"),
+        (&["-p", "70000"], "70000"),
+        (&["-u", "somebody"], "somebody"),
+        (&["-m", "SIDEWAYS"], "SIDEWAYS"),
+    ];
+    for (flags, what) in cases {
+        let ran = run(&mut agent.enroll_command(&lab.pod.netns().path(), flags));
+        assert_refused(&ran, what);
+        assert_eq!(settings_of(&agent), before, "after {flags:?}");
+    }
+    lab.assert_redirected();
+}
+
+#[test]
+fn what_is_no_network_namespace_is_not_enrolled() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    for path in [
+        "/run/netns/there-is-none",
+        "/etc/passwd",
+        "/proc/self/ns/uts",
+        "/",
+        "/dev/null",
+    ] {
+        let ran = run(&mut agent.enroll_command(Path::new(path), &ISTIO_DEFAULTS));
+        // A path below /proc/self is shown as the agent sees it.
+        let what = path.strip_prefix("/proc/self").unwrap_or(path);
+        assert_refused(&ran, what);
+    }
+    assert_eq!(settings_of(&agent).len(), 0);
+}
+
+#[test]
+fn what_is_not_enrolled_cannot_be_unenrolled() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let path = lab.pod.netns().path();
+    let ran = run(agent.cli().arg("unenroll").arg("--netns").arg(&path));
+    assert_refused(&ran, lab.pod.netns().name());
+}
+
+#[test]
+fn a_second_agent_on_the_same_socket_does_not_start() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let _proxy = lab.proxy();
+    let socket = agent.place().socket();
+    let attached = shunt_tests::bpf::attached_to_cgroup(lab.node.cgroup().path());
+
+    let ran = run(&mut agent.place().run_command());
+
+    assert_refused(&ran, &socket.display().to_string());
+    assert_eq!(
+        shunt_tests::bpf::attached_to_cgroup(lab.node.cgroup().path()),
+        attached
+    );
+    assert_eq!(settings_of(&agent).len(), 1);
+    lab.assert_redirected();
+}
+
+#[test]
+fn without_an_agent_it_says_how_to_start_one() {
+    shunt_tests::require_root();
+    let nowhere = temp_dir("nowhere");
+    let socket = nowhere.path().join("shunt.sock");
+    let ran = run(Command::new(binary())
+        .arg("--socket")
+        .arg(&socket)
+        .arg("status"));
+    assert_refused(&ran, "shunt run");
+}
+
+#[test]
+fn an_agent_needs_a_cgroup_of_the_second_version() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let other = temp_dir("other");
+    for cgroup in ["/there-is-none", "/tmp"] {
+        let ran = run(Command::new(binary())
+            .args(["run", "--cgroup", cgroup, "--socket"])
+            .arg(other.path().join("shunt.sock"))
+            .arg("--bpffs")
+            .arg(agent.place().bpffs().with_file_name("another")));
+        assert_refused(&ran, cgroup);
+        assert!(!other.path().join("shunt.sock").exists());
+    }
+}
+
+/// The binary in a place where everybody can start it.
+struct Nobody {
+    directory: TempDir,
+}
+
+impl Nobody {
+    fn new() -> Self {
+        shunt_tests::require_root();
+        let directory = temp_dir("nobody");
+        let everybody = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), everybody).expect("our own directory");
+        fs::copy(binary(), directory.path().join("shunt")).expect("a copy");
+        Self { directory }
+    }
+
+    /// The binary, started as a user without any rights.
+    fn shunt(&self) -> Command {
+        let mut command = Command::new(self.directory.path().join("shunt"));
+        command.uid(65_534).gid(65_534).current_dir("/");
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+#[test]
+fn an_agent_needs_root() {
+    let nobody = Nobody::new();
+    let ran = run(nobody
+        .shunt()
+        .arg("run")
+        .arg("--socket")
+        .arg(nobody.path("shunt.sock")));
+    assert_refused(&ran, "root");
+}
+
+#[test]
+fn only_root_may_talk_to_the_agent() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let before = settings_of(&agent);
+    let nobody = Nobody::new();
+    // The directory would keep others out as well; here the socket has to.
+    let everybody = fs::Permissions::from_mode(0o755);
+    let socket = agent.place().socket();
+    let directory = socket.parent().expect("a socket is in a directory");
+    fs::set_permissions(directory, everybody).expect("our own directory");
+    let netns = lab.pod.netns().path();
+    for subcommand in ["enroll", "unenroll"] {
+        let ran = run(nobody
+            .shunt()
+            .arg("--socket")
+            .arg(&socket)
+            .arg(subcommand)
+            .arg("--netns")
+            .arg(&netns));
+        assert_refused(&ran, "root");
+    }
+    assert_eq!(settings_of(&agent), before);
+}
+
+#[test]
+fn help_and_explain_need_neither_root_nor_an_agent() {
+    let nobody = Nobody::new();
+    for subcommand in ["run", "enroll", "unenroll", "status", "explain"] {
+        let ran = run(nobody.shunt().args([subcommand, "--help"]));
+        assert!(ran.status.success(), "{ran:?}");
+        assert!(ran.stdout.contains("Usage"), "{ran:?}");
+    }
+    let mut explain = nobody.shunt();
+    explain
+        .arg("explain")
+        .args(ISTIO_DEFAULTS)
+        .args(["--direction", "outbound", "--uid", "1000", "--gid", "1000"])
+        .args(["--src", "10.42.0.2", "--dst", "198.51.100.7"])
+        .args(["--port", "80", "--output", "json"]);
+    let ran = run(&mut explain);
+    assert!(ran.status.success(), "{ran:?}");
+    let answer: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(answer["verdict"], "outbound");
+    assert_eq!(answer["port"], 15001);
+}
