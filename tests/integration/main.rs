@@ -15,5 +15,7 @@ mod envoy;
 mod lab;
 mod lifecycle;
 mod many;
+mod network;
 mod owner;
 mod scale;
+mod userns;

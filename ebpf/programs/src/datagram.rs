@@ -9,6 +9,7 @@ use crate::{
     counters,
     ctx::{AddressCall, ENOMEM},
     facts::{self, Path, loopback_like},
+    kernel,
     maps::{ASKED, QUESTIONS},
     pods,
 };
@@ -23,7 +24,7 @@ pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
     if !may_capture(settings, Protocol::Udp, asked.port) {
         return Outcome::Untouched;
     }
-    let path = Path::of(call, netns, asked);
+    let path = Path::of(call, netns, asked, false);
     let decision = facts::decide(call, netns, settings, Protocol::Udp, &path, asked.port);
     let Some(port) = decision.verdict.port(settings) else {
         return Outcome::Untouched;
@@ -45,7 +46,7 @@ fn remember(call: AddressCall, server: Endpoint) -> bool {
     let socket = call.socket().socket();
     match QUESTIONS.get_or_insert(socket, Questions::NONE) {
         Some(questions) => {
-            questions.ask(server);
+            questions.ask(server, kernel::now());
             true
         }
         None => false,
@@ -60,16 +61,12 @@ pub fn receive(call: AddressCall, from: Endpoint) -> Option<Endpoint> {
     if !is_proxys_answer(settings, &from) {
         return None;
     }
-    let socket = call.socket().socket();
-    let Some(questions) = QUESTIONS.get_mut(socket) else {
-        return ASKED.get(socket).copied();
-    };
-    // A socket that was connected later on has one server again.
-    match (questions.answer(), ASKED.get(socket)) {
-        (Some(server), _) => Some(server),
-        (None, Some(server)) => Some(*server),
-        (None, None) => Some(questions.last()),
+    let socket = call.socket();
+    if socket.is_connected() {
+        return ASKED.get(socket.socket())?.destination();
     }
+    let questions = QUESTIONS.get_mut(socket.socket())?;
+    Some(questions.answer().unwrap_or(questions.last()))
 }
 
 #[inline(always)]

@@ -10,11 +10,12 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
-use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie};
+use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie};
 
 use crate::{
     counters,
     ctx::{Socket, TcpEvent},
+    facts::loopback_like,
     listeners,
     maps::{ASKED, FLOWS, ORIGINAL_DST},
     pods,
@@ -38,16 +39,29 @@ pub fn event(event: TcpEvent) {
 /// The application's side is about to send its SYN.
 #[inline(always)]
 fn publish(event: TcpEvent, socket: Socket) {
-    let Some(asked) = ASKED.get(socket) else {
+    let Some(asked) = ASKED.get(socket).and_then(Asked::destination) else {
         return;
     };
     let netns = event.netns();
     let key = flow(netns, &event.local(), &event.remote());
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
-    if FLOWS.insert(key, asked, 0).is_err() {
+    let published = FLOWS.insert(key, asked, 0).is_ok()
+        && as_rules_have_it(&key).is_none_or(|key| FLOWS.insert(key, asked, 0).is_ok());
+    if !published {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
+}
+
+/// Where a connection to the proxy's port at the pod's own address ends up when
+/// the pod carries Istio's iptables rules as well: those send the proxy's own to
+/// loopback. Other connections are sent to loopback in the first place.
+#[inline(always)]
+fn as_rules_have_it(key: &FlowKey) -> Option<FlowKey> {
+    (!key.server.is_loopback()).then_some(FlowKey {
+        server: loopback_like(&key.server),
+        ..*key
+    })
 }
 
 /// Whether a redirected connection from `client` to `server` is under way.
@@ -63,6 +77,9 @@ fn withdraw(event: TcpEvent, socket: Socket) {
     if ASKED.get(socket).is_some() {
         let key = flow(event.netns(), &event.local(), &event.remote());
         let _ = FLOWS.remove(key);
+        if let Some(key) = as_rules_have_it(&key) {
+            let _ = FLOWS.remove(key);
+        }
     }
 }
 

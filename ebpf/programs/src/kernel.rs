@@ -6,7 +6,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_probe_read_kernel, generated::bpf_ktime_get_coarse_ns},
+};
 use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
 
 use crate::ctx::{AF_INET, Socket};
@@ -61,6 +64,22 @@ impl Address {
             _ => None,
         }
     }
+}
+
+/// Nanoseconds since the node started, to the tick.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: reads the clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The same value, of which the verifier knows nothing any more. It follows every
+/// combination of what was found out along the way through all that comes
+/// after; a value that a helper has copied starts anew.
+#[inline(always)]
+pub fn forget<T: Copy>(value: T) -> T {
+    // SAFETY: reads the variable itself.
+    unsafe { bpf_probe_read_kernel(core::ptr::from_ref(&value)) }.unwrap_or(value)
 }
 
 /// The uid and gid that `iptables -m owner` compares: the file system ids of
