@@ -1,12 +1,15 @@
 //! connect(): decide, remember what was asked for, rewrite.
 
-use shunt_abi::{ASKED_BOUND, ASKED_REDIRECTED, Addr, Asked, Endpoint, ErrorCode, NetnsCookie};
+use shunt_abi::{
+    ASKED_BOUND, ASKED_REDIRECTED, Addr, Asked, Endpoint, ErrorCode, NetnsCookie, ROUTE_LOCAL,
+};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
     counters,
     ctx::{AF_INET, AddressCall, EADDRNOTAVAIL, ENETUNREACH, ENOMEM},
     facts::{self, Path, loopback_like},
+    lists,
     maps::ASKED,
     pods,
 };
@@ -102,19 +105,13 @@ impl Redirection<'_> {
         if self.bound_before {
             flags |= ASKED_BOUND;
         }
-        if self.must_bind(&loopback) {
-            if self.call.socket().source_port() == 0 {
-                if self.call.bind(&self.path.source).is_err() {
-                    return self.refuse(ErrorCode::BindFailed, self.unbindable());
-                }
-                flags |= ASKED_BOUND;
-            } else if matches!(self.protocol, Protocol::Tcp) {
-                // Bound to a port and no address, a socket cannot be bound again.
-                // Sent to the source address itself it gets just that; sk_lookup
-                // helps it to a listener on loopback. A datagram would find
-                // nobody there, and goes from 127.0.0.1.
-                to = self.path.source;
+        if self.goes_to_itself() {
+            to = self.path.source;
+        } else if self.must_bind(&loopback) && self.call.socket().source_port() == 0 {
+            if self.call.bind(&self.path.source).is_err() {
+                return self.refuse(ErrorCode::BindFailed, self.unbindable());
             }
+            flags |= ASKED_BOUND;
         }
         let asked = Asked {
             destination: self.asked,
@@ -124,6 +121,36 @@ impl Redirection<'_> {
             return self.refuse(ErrorCode::RememberFailed, ENOMEM);
         }
         Outcome::Redirected(Endpoint::new(to, port))
+    }
+
+    /// Whether the connection is sent to its own source address: then an unbound
+    /// socket gets just that for its source, and sk_lookup helps it to a listener
+    /// that is on loopback. For two kinds of TCP sockets (a datagram would find
+    /// nobody there):
+    ///
+    /// - one that is bound to a port and no address: it cannot be bound again;
+    /// - one of IPv6: what the kernel answers to a packet from fd00::2 to ::1
+    ///   without a socket (of a connection in TIME-WAIT, a reset) it routes by the
+    ///   interface of fd00::2 (`tcp_v6_iif`), out of the pod. Such an answer is
+    ///   lost, and the connection that waits for it stands still for seconds.
+    ///
+    /// A source that is not the pod's own (`IP_TRANSPARENT`) is no place to go to.
+    #[inline(always)]
+    fn goes_to_itself(&self) -> bool {
+        if !matches!(self.protocol, Protocol::Tcp) {
+            return false;
+        }
+        let port_only = !self.path.bound
+            && !self.path.source.is_loopback()
+            && self.call.socket().source_port() != 0;
+        port_only || (!self.path.destination.is_v4() && self.source_is_own())
+    }
+
+    #[inline(always)]
+    fn source_is_own(&self) -> bool {
+        !self.path.bound
+            || lists::route(self.netns, &self.path.source)
+                .is_some_and(|route| route.flags & ROUTE_LOCAL != 0)
     }
 
     /// On its way to loopback an unbound socket would get loopback's address.
