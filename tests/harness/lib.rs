@@ -23,6 +23,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod deadline;
+pub mod dns;
 pub mod envoy;
 pub mod http;
 pub mod interrupt;
@@ -42,6 +43,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;
+pub use dns::DnsServer;
 pub use envoy::Envoy;
 
 pub use mesh::MeshPod;

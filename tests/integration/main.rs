@@ -10,6 +10,7 @@
 
 mod cli;
 mod differential;
+mod dns;
 mod envoy;
 mod lab;
 mod lifecycle;

@@ -190,6 +190,18 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Tests,
+        "dnsmasq-base",
+        Sign::Program("dnsmasq"),
+        "the DNS servers of the tests",
+    ),
+    package(
+        For::Tests,
+        "bind9-dnsutils",
+        Sign::Program("dig"),
+        "one of the programs that ask for names in the tests",
+    ),
+    package(
+        For::Tests,
         "bpftool",
         Sign::Program("bpftool"),
         "shows what is attached, and what the maps hold",
