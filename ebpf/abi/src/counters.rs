@@ -55,11 +55,24 @@ pub enum ErrorCode {
     /// connect fails with ENETUNREACH, from a socket bound to 127/8 with EINVAL,
     /// which is what it gets without shunt.
     NoRoute = 9,
+    /// A packet that is forwarded from a virtual interface (`-k`) cannot be
+    /// redirected because its TCP header cannot be found: it is a fragment, cut
+    /// short, or of a link layer that is not known. It is dropped.
+    ForwardUnreadable = 10,
+    /// A packet from a virtual interface cannot be redirected because the
+    /// interface has no address of its family. It is dropped, as by `REDIRECT`.
+    ForwardNoAddress = 11,
+    /// A packet from a virtual interface could not be redirected: no room in
+    /// `FORWARDED`, or it could not be written to. It is dropped.
+    ForwardFailed = 12,
+    /// A connection from a virtual interface comes from a port that still has
+    /// another connection, to another destination. Its packet is dropped.
+    ForwardCollision = 13,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::RememberFailed,
         Self::BindFailed,
         Self::OwnerUnknown,
@@ -70,6 +83,10 @@ impl ErrorCode {
         Self::ProxyAway,
         Self::AssignFailed,
         Self::NoRoute,
+        Self::ForwardUnreadable,
+        Self::ForwardNoAddress,
+        Self::ForwardFailed,
+        Self::ForwardCollision,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -85,6 +102,10 @@ impl ErrorCode {
             Self::ProxyAway => "proxy_away",
             Self::AssignFailed => "assign_failed",
             Self::NoRoute => "no_route",
+            Self::ForwardUnreadable => "forward_unreadable",
+            Self::ForwardNoAddress => "forward_no_address",
+            Self::ForwardFailed => "forward_failed",
+            Self::ForwardCollision => "forward_collision",
         }
     }
 }
