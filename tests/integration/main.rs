@@ -18,3 +18,4 @@ mod network;
 mod owner;
 mod scale;
 mod userns;
+mod r#virtual;
