@@ -40,6 +40,8 @@ pub mod responder;
 use std::sync::Once;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+// The integration tests use it, which have the dependencies of this package.
+use shunt_istio_rules as _;
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;

@@ -99,6 +99,18 @@ impl Node {
     }
 }
 
+impl Node {
+    /// A namespace with nothing but its loopback interface: a machine that hangs
+    /// on something else than the bridge.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn machine(&self, purpose: &str) -> Netns {
+        Netns::new(purpose, Arc::clone(&self.cgroup))
+    }
+}
+
 impl Default for Node {
     fn default() -> Self {
         Self::new()

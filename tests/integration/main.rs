@@ -19,3 +19,4 @@ mod network;
 mod owner;
 mod scale;
 mod userns;
+mod r#virtual;
