@@ -16,3 +16,4 @@ mod lifecycle;
 mod many;
 mod owner;
 mod scale;
+mod sockets;
