@@ -20,7 +20,10 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/shunt";
 pub struct PinDir {
     path: PathBuf,
     names: &'static [&'static str],
+    /// A bpffs was mounted at `path` itself.
     mounted: bool,
+    /// There was nothing at `path` before.
+    is_new: bool,
 }
 
 impl PinDir {
@@ -32,11 +35,13 @@ impl PinDir {
     ///
     /// When the directory cannot be made, mounted or emptied.
     pub fn open(path: &Path, names: &'static [&'static str]) -> Result<Self> {
+        let is_new = !path.exists();
         let made = fs::create_dir_all(path);
         let mut dir = Self {
             path: path.to_owned(),
             names,
             mounted: false,
+            is_new,
         };
         if made.is_err() || !is_bpffs(path)? {
             let at = dir.mount_point(made)?;
@@ -99,7 +104,8 @@ impl Drop for PinDir {
         let cleared = self.clear().and_then(|()| {
             if self.mounted {
                 umount2(&self.path, MntFlags::MNT_DETACH)?;
-            } else {
+            }
+            if self.is_new {
                 fs::remove_dir(&self.path)?;
             }
             Ok(())

@@ -1,9 +1,10 @@
 //! The node agent, as a library for its own binary and for the tests.
 //!
 //! The way of an enrolment: [`control`] takes the request, [`settings`] has
-//! parsed it, [`node`] opens the namespace ([`netns`]), asks what its routing
-//! table says ([`routes`]), and hands everything to the [`datapath`], which
-//! writes the maps and attaches the programs.
+//! parsed it, [`node`] opens the namespace ([`netns`]), asks what its network
+//! looks like ([`network`]) and how it numbers its users ([`userns`]), and hands
+//! everything to the [`datapath`], which writes the maps and attaches the
+//! programs. What changes in a namespace later comes in through [`network`], too.
 
 pub mod bpffs;
 pub mod cgroup;
@@ -11,6 +12,7 @@ pub mod cli;
 pub mod control;
 pub mod datapath;
 pub mod netns;
+pub mod network;
 pub mod node;
-pub mod routes;
 pub mod settings;
+pub mod userns;

@@ -23,8 +23,9 @@ use tokio::{
 use crate::{
     datapath::{CounterReport, Datapath, KernelObject, PodProgram, Pods},
     netns::Netns,
-    routes::{self, RouteTable},
-    settings::{Compiled, Enrolment, Families, Settings, compile},
+    network::{Changes, Network, Nsid, Nsids, Topology},
+    settings::{Compiled, Enrolment, Settings, compile},
+    userns::IdMaps,
 };
 
 /// How long lists that are no longer in force stay: a program that read the old
@@ -77,6 +78,8 @@ enum Command {
     Status(oneshot::Sender<Result<Status>>),
     /// Programs missed listeners in these namespaces.
     FindListeners(Vec<NetnsCookie>),
+    /// Something has changed in some namespaces.
+    FollowNetworks(Changes),
     /// Lists that were replaced, after their grace.
     RemoveLists(Box<Compiled>),
 }
@@ -93,12 +96,13 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// When the datapath's maps are not to be had, or no thread is.
+    /// When the datapath's maps are not to be had, or no thread or socket is.
     pub fn start(mut datapath: Datapath) -> Result<(Self, thread::JoinHandle<()>)> {
         let (commands, inbox) = mpsc::channel(64);
         let mut node = Node {
             pods: datapath.pods()?,
             datapath,
+            nsids: Nsids::open()?,
             enrolled: BTreeMap::new(),
             list_sets: 0,
             grace: Grace {
@@ -148,6 +152,12 @@ impl NodeHandle {
         let _ = self.commands.send(Command::FindListeners(pods)).await;
     }
 
+    /// Has the agent look at what has changed in the pods' networks.
+    pub async fn follow_networks(&self, changes: Changes) {
+        // As above.
+        let _ = self.commands.send(Command::FollowNetworks(changes)).await;
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
@@ -186,7 +196,11 @@ struct Pod {
     settings: Settings,
     resolvers: Vec<IpAddr>,
     compiled: Compiled,
-    routes: RouteTable,
+    topology: Topology,
+    /// What the kernel calls its namespace when it tells of changes.
+    nsid: Nsid,
+    /// It could not be looked at when it changed, and that has been said.
+    lost: bool,
     /// Attached to the namespace while this is kept.
     program: PodProgram,
 }
@@ -194,6 +208,7 @@ struct Pod {
 struct Node {
     pods: Pods,
     datapath: Datapath,
+    nsids: Nsids,
     enrolled: BTreeMap<NetnsCookie, Pod>,
     /// How many versions of lists there have been: the number of the newest.
     list_sets: u32,
@@ -215,6 +230,7 @@ impl Node {
                     let _ = answer.send(self.status());
                 }
                 Command::FindListeners(pods) => self.find_listeners(&pods),
+                Command::FollowNetworks(changes) => self.follow_networks(&changes),
                 Command::RemoveLists(lists) => self.pods.remove_lists(&lists),
             }
         }
@@ -222,25 +238,28 @@ impl Node {
 
     fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
         let netns = Netns::open(&request.netns)?;
-        let table = routes::read(&netns)?;
+        let cookie = netns.cookie();
+        // From here on changes are reported; then it can be looked at.
+        let nsid = self.nsids.of(&netns)?;
+        let network = Network::read(&netns)?;
+        let ids = IdMaps::of(&netns)?;
+        self.forget_former(nsid, cookie);
+        let topology = network.topology(&request.settings);
         self.list_sets += 1;
         let compiled = compile(
             &request.settings,
             &Enrolment {
                 list_set: self.list_sets,
                 resolvers: &request.resolvers,
-                families: Families {
-                    v4: true,
-                    v6: false,
-                },
-                node_id: &|id| id,
+                families: network.families(&request.settings),
+                ids: &ids,
             },
         );
-        let cookie = netns.cookie();
         let before = self.enrolled.remove(&cookie);
-        let old_routes = before.as_ref().map(|pod| pod.routes.clone());
+        let nothing = Topology::default();
+        let old = before.as_ref().map_or(&nothing, |pod| &pod.topology);
         let done = self
-            .prepare(cookie, &compiled, &old_routes.unwrap_or_default(), &table)
+            .prepare(cookie, &compiled, old, &topology)
             .and_then(|()| self.put_in_force(&netns, &compiled, before.as_ref()));
         match done {
             Ok(program) => {
@@ -259,14 +278,16 @@ impl Node {
                         settings: request.settings,
                         resolvers: request.resolvers,
                         compiled,
-                        routes: table,
+                        topology,
+                        nsid,
+                        lost: false,
                         program,
                     },
                 );
                 Ok(())
             }
             Err(error) => {
-                self.undo(cookie, &compiled, &table, before);
+                self.undo(cookie, &compiled, &topology, before);
                 Err(error)
             }
         }
@@ -277,11 +298,11 @@ impl Node {
         &mut self,
         pod: NetnsCookie,
         compiled: &Compiled,
-        old_routes: &RouteTable,
-        table: &RouteTable,
+        old: &Topology,
+        new: &Topology,
     ) -> Result<()> {
         self.pods.write_lists(compiled)?;
-        self.pods.write_routes(pod, old_routes, table)?;
+        self.pods.write_topology(pod, old, new)?;
         self.pods.start_counters(pod)
     }
 
@@ -307,57 +328,151 @@ impl Node {
         &mut self,
         cookie: NetnsCookie,
         compiled: &Compiled,
-        table: &RouteTable,
+        topology: &Topology,
         before: Option<Pod>,
     ) {
         match before {
             Some(pod) => {
                 let restored = self
                     .pods
-                    .write_routes(cookie, table, &pod.routes)
+                    .write_topology(cookie, topology, &pod.topology)
                     .and_then(|()| self.pods.put_in_force(cookie, &pod.compiled.pod));
                 if let Err(error) = restored {
                     tracing::error!(cookie, "cannot restore the settings: {error:#}");
                 }
                 self.enrolled.insert(cookie, pod);
             }
-            None => self.forget(cookie, table),
+            None => self.clear(cookie, topology),
         }
         self.pods.remove_lists(compiled);
     }
 
-    fn forget(&mut self, cookie: NetnsCookie, table: &RouteTable) {
+    /// Removes everything but the lists from the maps.
+    fn clear(&mut self, cookie: NetnsCookie, topology: &Topology) {
         self.pods.take_out_of_force(cookie);
-        // With no new table every route goes; removing needs no room.
-        let _ = self.pods.write_routes(cookie, table, &RouteTable::new());
+        self.pods.remove_topology(cookie, topology);
         self.pods.remove_counters(cookie);
+    }
+
+    /// Ends the redirection of a pod, if it is enrolled.
+    fn forget(&mut self, cookie: NetnsCookie) -> Option<PathBuf> {
+        let pod = self.enrolled.remove(&cookie)?;
+        self.clear(cookie, &pod.topology);
+        self.grace.remove_later(pod.compiled);
+        Some(pod.path)
     }
 
     fn unenrol(&mut self, path: &Path) -> Result<()> {
         let cookie = self.cookie_at(path)?;
-        let Some(pod) = self.enrolled.remove(&cookie) else {
-            bail!(
-                "{} is not enrolled; `shunt status` lists what is",
-                path.display()
-            );
-        };
-        self.forget(cookie, &pod.routes);
-        self.grace.remove_later(pod.compiled);
+        self.forget(cookie);
         tracing::info!(netns = %path.display(), cookie, "unenrolled");
         Ok(())
     }
 
-    /// The namespace at `path`, or the one that was enrolled from there and is
-    /// gone.
+    /// The enrolled namespace at `path`, or else the one that was enrolled from
+    /// there, when that place is empty or another's by now.
     fn cookie_at(&self, path: &Path) -> Result<NetnsCookie> {
-        match Netns::open(path) {
-            Ok(netns) => Ok(netns.cookie()),
-            Err(error) => self
-                .enrolled
-                .iter()
-                .find(|(_, pod)| pod.path == path)
-                .map(|(cookie, _)| *cookie)
-                .ok_or(error),
+        let there = Netns::open(path).map(|netns| netns.cookie());
+        if let Ok(cookie) = &there
+            && self.enrolled.contains_key(cookie)
+        {
+            return Ok(*cookie);
+        }
+        let former = self.enrolled.iter().find(|(_, pod)| pod.path == path);
+        match (former, there) {
+            (Some((cookie, _)), _) => Ok(*cookie),
+            (None, Ok(_)) => bail!(
+                "{} is not enrolled; `shunt status` lists what is",
+                path.display()
+            ),
+            (None, Err(error)) => Err(error),
+        }
+    }
+
+    /// Forgets the namespace that had this id before: the kernel gives an id to
+    /// another only when the former is gone.
+    fn forget_former(&mut self, nsid: Nsid, now: NetnsCookie) {
+        let former = |(cookie, pod): &(&NetnsCookie, &Pod)| pod.nsid == nsid && **cookie != now;
+        let gone = self.enrolled.iter().find(former).map(|(cookie, _)| *cookie);
+        if let Some(cookie) = gone {
+            self.forget_gone(cookie);
+        }
+    }
+
+    fn forget_gone(&mut self, cookie: NetnsCookie) {
+        if let Some(path) = self.forget(cookie) {
+            tracing::info!(netns = %path.display(), cookie, "the namespace is gone");
+        }
+    }
+
+    /// Looks at the pods of which something has changed, and forgets those that
+    /// are gone.
+    fn follow_networks(&mut self, changes: &Changes) {
+        let concerned: Vec<NetnsCookie> = self
+            .enrolled
+            .iter()
+            .filter(|(_, pod)| changes.concern(pod.nsid))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for cookie in concerned {
+            self.follow_network(cookie, changes);
+        }
+    }
+
+    /// Brings what is known of a pod's network up to date.
+    fn follow_network(&mut self, cookie: NetnsCookie, changes: &Changes) {
+        let Some(pod) = self.enrolled.get(&cookie) else {
+            return;
+        };
+        let (path, nsid) = (pod.path.clone(), pod.nsid);
+        let netns = match same_netns(&path, cookie) {
+            Ok(netns) => netns,
+            // Not there any more, and the kernel says that it has lost its id.
+            Err(_) if changes.gone.contains(&nsid) => return self.forget_gone(cookie),
+            Err(_) if changes.missed && matches!(self.nsids.exists(nsid), Ok(false)) => {
+                return self.forget_gone(cookie);
+            }
+            Err(error) => return self.keep_lost(cookie, &error),
+        };
+        if let Err(error) = self.refresh(cookie, &netns) {
+            // What was known stays: a connection to an address that is new is
+            // redirected as if it were another pod's.
+            tracing::error!(cookie, "cannot follow a change of the network: {error:#}");
+        }
+    }
+
+    /// Writes what has changed of a pod's network since it was last looked at.
+    fn refresh(&mut self, cookie: NetnsCookie, netns: &Netns) -> Result<()> {
+        let network = Network::read(netns)?;
+        let Some(pod) = self.enrolled.get_mut(&cookie) else {
+            return Ok(());
+        };
+        pod.lost = false;
+        let topology = network.topology(&pod.settings);
+        if topology != pod.topology {
+            self.pods.write_topology(cookie, &pod.topology, &topology)?;
+            pod.topology = topology;
+            tracing::debug!(netns = %pod.path.display(), cookie, "the network has changed");
+        }
+        let settings = pod.compiled.with_families(network.families(&pod.settings));
+        if settings != pod.compiled.pod {
+            self.pods.put_in_force(cookie, &settings)?;
+            pod.compiled.pod = settings;
+        }
+        Ok(())
+    }
+
+    /// Says once of a pod that it lives, and cannot be looked at.
+    fn keep_lost(&mut self, cookie: NetnsCookie, why: &anyhow::Error) {
+        let Some(pod) = self.enrolled.get_mut(&cookie) else {
+            return;
+        };
+        if !pod.lost {
+            pod.lost = true;
+            tracing::warn!(
+                cookie,
+                "cannot follow a change of the network, and goes by what was known before: {why:#}"
+            );
         }
     }
 
@@ -366,12 +481,8 @@ impl Node {
             let Some(path) = self.enrolled.get(cookie).map(|pod| pod.path.clone()) else {
                 continue;
             };
-            let found = Netns::open(&path).and_then(|netns| {
-                if netns.cookie() != *cookie {
-                    bail!("another namespace is at {} now", path.display());
-                }
-                self.datapath.scan_listeners(&netns)
-            });
+            let found =
+                same_netns(&path, *cookie).and_then(|netns| self.datapath.scan_listeners(&netns));
             if let Err(error) = found {
                 tracing::warn!(cookie, "cannot look for listeners: {error:#}");
             }
@@ -403,4 +514,13 @@ impl Node {
             pods,
         })
     }
+}
+
+/// Opens the namespace at `path`, if it is still that with this cookie.
+fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
+    let netns = Netns::open(path)?;
+    if netns.cookie() != cookie {
+        bail!("another namespace is at {} now", path.display());
+    }
+    Ok(netns)
 }

@@ -206,7 +206,7 @@ pub(crate) fn enter(path: &Path) {
 }
 
 /// How long a thread that has ended may take to leave its cgroup.
-const EXIT_DEADLINE_MS: u16 = 5_000;
+const EXIT_DEADLINE_MS: u16 = 60_000;
 
 fn write(path: &Path, text: &str) {
     fs::write(path, text)

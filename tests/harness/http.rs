@@ -8,7 +8,7 @@ use std::{
 use crate::{Netns, Owner, Process, deadline::wait_until, leftovers::temp_dir};
 
 /// How long one request may take.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use crate::{Greeting, Netns, Owner};
 
 /// How long a connection may stay without an answer before it counts as
 /// [`Outcome::Silent`]: longer than the kernel takes to send a lost SYN again.
-pub const DEADLINE: Duration = Duration::from_secs(3);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// How many connections are tried at the same time.
 const WINDOW: usize = 512;

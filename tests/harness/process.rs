@@ -20,7 +20,7 @@ use nix::{
 use crate::command::line_of;
 
 /// How long a process may take to end after SIGTERM.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A child process whose output is kept. On drop it is told to end (SIGTERM)
 /// and waited for; when the test panics its output is printed.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
     os::fd::AsFd,
     sync::{
         Arc,
@@ -238,6 +238,18 @@ impl Serving {
             && !connection.is_open_after_echo()
         {
             self.connections.remove(&token);
+        }
+    }
+}
+
+/// Closing alone would not do: a child that another test has just forked has
+/// every file of this process until it calls exec, and would keep the listeners
+/// accepting.
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for (_, listener) in &self.listeners {
+            // It cannot fail on a listener, and nothing is lost when it does.
+            let _ = SockRef::from(listener).shutdown(Shutdown::Both);
         }
     }
 }

@@ -208,20 +208,3 @@ fn the_next_agent_takes_over_the_place_of_one_that_was_killed() {
     agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
     lab.assert_redirected();
 }
-
-/// A pod that is deleted must not stay enrolled, nor keep others from being.
-#[test]
-fn a_pod_can_be_deleted_while_it_is_enrolled() {
-    let lab = Lab::new();
-    let agent = lab.agent();
-    for _ in 0..3 {
-        let gone = lab.node.pod("gone");
-        agent.enroll(gone.netns(), &ISTIO_DEFAULTS);
-        let path = gone.netns().path();
-        drop(gone);
-        // By its path: the namespace is no longer there to be asked.
-        let ran = shunt_tests::agent::run(agent.cli().arg("unenroll").arg("--netns").arg(&path));
-        assert!(ran.status.success(), "{}", ran.stderr);
-    }
-    assert_eq!(agent.status()["pods"].as_array().map(Vec::len), Some(0));
-}

@@ -11,9 +11,12 @@
 mod cli;
 mod differential;
 mod envoy;
+mod fail_closed;
 mod lab;
 mod lifecycle;
 mod many;
+mod network;
 mod owner;
 mod scale;
 mod sockets;
+mod userns;

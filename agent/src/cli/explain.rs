@@ -2,7 +2,6 @@
 //! function that the kernel runs, over the same map entries, and needs neither
 //! root nor an agent.
 #![expect(
-    clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command writes for whoever called it"
 )]
@@ -24,11 +23,12 @@ use shunt_decide::{Decision, Inbound, Outbound, Protocol};
 use thiserror::Error;
 
 use crate::{
-    cli::Output,
+    cli::{Output, fail, say},
     settings::{
         Compiled, Enrolment, Families, Flags, HostLists, ResolvConfError, Settings, SettingsError,
         compile, process_env, resolv_conf,
     },
+    userns::IdMaps,
 };
 
 /// Says what becomes of one connection, which rule decides, and why.
@@ -227,11 +227,14 @@ impl Explain {
     pub fn run(&self) -> ExitCode {
         match self.explain(&process_env) {
             Ok(explanation) => {
-                match self.output {
-                    Output::Text => println!("{explanation}"),
-                    Output::Json => println!("{}", explanation.to_json()),
+                let answered = match self.output {
+                    Output::Text => say(&explanation),
+                    Output::Json => say(&explanation.to_json()),
+                };
+                match answered {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(error) => fail(&error),
                 }
-                ExitCode::SUCCESS
             }
             Err(error) => {
                 eprintln!("shunt explain: {error}");
@@ -266,7 +269,7 @@ impl Explain {
                 list_set: 1,
                 resolvers: &resolvers,
                 families,
-                node_id: &|id| id,
+                ids: &IdMaps::same(),
             },
         );
         Ok(answer(&compiled, facts))

@@ -5,7 +5,11 @@ pub mod explain;
 pub mod run;
 pub mod status;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{ErrorKind, IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use tracing_subscriber::EnvFilter;
@@ -31,11 +35,23 @@ fn ask(socket: &Path, request: &Request) -> Result<Reply> {
         .block_on(async { Client::connect(socket).await?.ask(request).await })
 }
 
+/// Writes a command's answer. A reader that has seen enough (`| head`) is no
+/// error.
+fn say(text: &impl std::fmt::Display) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write the answer")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Starts the log, on stderr; `SHUNT_LOG` says how much of it (`info`, `debug`,
 /// `shunt=trace`).
 pub fn start_logs() {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(EnvFilter::try_from_env("SHUNT_LOG").unwrap_or_else(|_| "info".into()))
         .init();
 }

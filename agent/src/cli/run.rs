@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -16,6 +17,7 @@ use crate::{
     bpffs, cgroup,
     control::Server,
     datapath::{self, Datapath, Events, MapLimit},
+    network::Watch,
     node::NodeHandle,
 };
 
@@ -61,6 +63,7 @@ impl Run {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         datapath::check()?;
+        raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {
             Some(named) => named.clone(),
@@ -68,8 +71,10 @@ impl Run {
         };
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
+        let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(answer_events(events, node.clone()));
+        let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         tokio::select! {
             () = server.serve(node) => {}
@@ -77,14 +82,22 @@ impl Run {
             _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
         }
         // The last handles go, and with them the thread and the programs.
-        listener_watch.abort();
-        let _ = listener_watch.await;
+        for watch in [listener_watch, network_watch] {
+            watch.abort();
+            let _ = watch.await;
+        }
         drop(server);
         tokio::task::spawn_blocking(move || thread.join())
             .await
             .context("cannot wait for the node's thread")?
             .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))
     }
+}
+
+/// Every enrolled pod takes a descriptor, and the usual limit is 1024.
+fn raise_descriptor_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
 }
 
 /// Has listeners looked for whenever a program missed them.
@@ -101,6 +114,19 @@ async fn answer_events(mut events: Events, node: NodeHandle) {
         let pods = events.drain();
         if !pods.is_empty() {
             node.find_listeners(pods).await;
+        }
+    }
+}
+
+/// Has the pods' networks looked at whenever they change.
+async fn follow_networks(mut networks: Watch, node: NodeHandle) {
+    loop {
+        match networks.changes().await {
+            Ok(changes) => node.follow_networks(changes).await,
+            Err(error) => {
+                tracing::error!("changes of the pods' networks are missed from now on: {error:#}");
+                return;
+            }
         }
     }
 }

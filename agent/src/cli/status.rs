@@ -1,12 +1,11 @@
 //! `shunt status`.
-#![expect(clippy::print_stdout, reason = "this is the command's answer")]
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use super::{Output, ask};
+use super::{Output, ask, say};
 use crate::{
     control::{Reply, Request},
     node::{PodStatus, Status},
@@ -36,42 +35,51 @@ impl StatusCommand {
         };
         match self.output {
             Output::Json => {
-                let json = serde_json::to_string_pretty(&status).context("cannot write JSON")?;
-                println!("{json}");
+                say(&serde_json::to_string_pretty(&status).context("cannot write JSON")?)
             }
-            Output::Text => print(&status),
+            Output::Text => say(&Text(&status)),
         }
-        Ok(())
     }
 }
 
-fn print(status: &Status) {
-    println!("shunt {}", status.version);
-    println!("programs");
-    for program in &status.programs {
-        let place = program.attached_to.as_deref().unwrap_or("-");
-        println!("  {:<18} id {:<6} {place}", program.name, program.id);
-    }
-    println!("pods: {}", status.pods.len());
-    for pod in &status.pods {
-        print_pod(pod);
+/// A status as people read it.
+struct Text<'a>(&'a Status);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.0;
+        writeln!(out, "shunt {}", status.version)?;
+        writeln!(out, "programs")?;
+        for program in &status.programs {
+            let place = program.attached_to.as_deref().unwrap_or("-");
+            writeln!(out, "  {:<18} id {:<6} {place}", program.name, program.id)?;
+        }
+        write!(out, "pods: {}", status.pods.len())?;
+        status.pods.iter().try_for_each(|pod| write_pod(out, pod))
     }
 }
 
-fn print_pod(pod: &PodStatus) {
+fn write_pod(out: &mut fmt::Formatter<'_>, pod: &PodStatus) -> fmt::Result {
     let settings = &pod.settings;
-    println!("  {} (netns cookie {})", pod.netns.display(), pod.cookie);
-    println!(
-        "    outbound port {}, inbound port {}, proxy uids {:?}, gids {:?}",
+    write!(
+        out,
+        "\n  {} (netns cookie {})",
+        pod.netns.display(),
+        pod.cookie
+    )?;
+    write!(
+        out,
+        "\n    outbound port {}, inbound port {}, proxy uids {:?}, gids {:?}",
         settings.outbound_port,
         settings.inbound_port,
         settings.proxy_uids.as_slice(),
         settings.proxy_gids.as_slice()
-    );
+    )?;
     for (rule, count) in &pod.counters.rules {
-        println!("    {rule:<28} {count}");
+        write!(out, "\n    {rule:<28} {count}")?;
     }
     for (error, count) in &pod.counters.errors {
-        println!("    error {error:<22} {count}");
+        write!(out, "\n    error {error:<22} {count}")?;
     }
+    Ok(())
 }

@@ -12,13 +12,13 @@ use aya::{
     util::nr_cpus,
 };
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, NetnsCookie, PodSettings, PortChunk, PortChunkKey,
-    RULE_SLOTS, Route, RouteKey,
+    CidrKey, Counters, ERROR_COUNT, ErrorCode, InterfaceKey, NetnsCookie, PodSettings, PortChunk,
+    PortChunkKey, RULE_SLOTS, Route, RouteKey,
 };
 use shunt_decide::Rule;
 
 use crate::{
-    routes::{self, RouteTable},
+    network::{Topology, route_key},
     settings::Compiled,
 };
 
@@ -28,6 +28,7 @@ pub struct Pods {
     ports: HashMap<MapData, PortChunkKey, PortChunk>,
     cidrs: LpmTrie<MapData, CidrKey, u32>,
     routes: LpmTrie<MapData, RouteKey, Route>,
+    interfaces: HashMap<MapData, InterfaceKey, u32>,
     counters: PerCpuHashMap<MapData, NetnsCookie, Counters>,
 }
 
@@ -53,6 +54,7 @@ impl Pods {
             ports: HashMap::try_from(take("PORTS")?)?,
             cidrs: LpmTrie::try_from(take("CIDRS")?)?,
             routes: LpmTrie::try_from(take("ROUTES")?)?,
+            interfaces: HashMap::try_from(take("INTERFACES")?)?,
             counters: PerCpuHashMap::try_from(take("COUNTERS")?)?,
         })
     }
@@ -103,30 +105,60 @@ impl Pods {
         }
     }
 
-    /// Replaces the routing table of a pod; `old` is the one written before.
+    /// Replaces what is known of a pod's network; `old` is what was written
+    /// before.
     ///
     /// # Errors
     ///
-    /// When the map is full.
-    pub fn write_routes(
+    /// When a map is full. Then the old is there as before.
+    pub fn write_topology(
         &mut self,
         pod: NetnsCookie,
-        old: &RouteTable,
-        new: &RouteTable,
+        old: &Topology,
+        new: &Topology,
     ) -> Result<()> {
-        for (prefix, route) in new {
-            if old.get(prefix) != Some(route) {
-                let (bits, key) = routes::key(pod, prefix);
-                self.routes
-                    .insert(&Key::new(bits, key), route, 0)
-                    .context("no room for the routes of another pod")?;
+        let written = self.write_changed(pod, old, new);
+        match written {
+            Ok(()) => self.remove_missing(pod, old, new),
+            Err(_) => {
+                // First the removal: it makes the room that the old needs.
+                self.remove_missing(pod, new, old);
+                let _ = self.write_changed(pod, new, old);
             }
         }
-        for prefix in old.keys().filter(|prefix| !new.contains_key(prefix)) {
-            let (bits, key) = routes::key(pod, prefix);
-            let _ = self.routes.remove(&Key::new(bits, key));
+        written
+    }
+
+    /// Removes what is known of a pod's network.
+    pub fn remove_topology(&mut self, pod: NetnsCookie, old: &Topology) {
+        self.remove_missing(pod, old, &Topology::default());
+    }
+
+    /// Writes what `new` has that `old` has not, or has otherwise.
+    fn write_changed(&mut self, pod: NetnsCookie, old: &Topology, new: &Topology) -> Result<()> {
+        for (index, bits) in changed(&old.interfaces, &new.interfaces) {
+            self.interfaces
+                .insert(InterfaceKey::new(pod, *index), bits, 0)
+                .context("no room for the interfaces of another pod")?;
+        }
+        for (prefix, route) in changed(&old.routes, &new.routes) {
+            let (bits, key) = route_key(pod, prefix);
+            self.routes
+                .insert(&Key::new(bits, key), route, 0)
+                .context("no room for the routes of another pod")?;
         }
         Ok(())
+    }
+
+    /// Removes what `old` has that `new` has not.
+    fn remove_missing(&mut self, pod: NetnsCookie, old: &Topology, new: &Topology) {
+        for prefix in missing(&old.routes, &new.routes) {
+            let (bits, key) = route_key(pod, prefix);
+            let _ = self.routes.remove(&Key::new(bits, key));
+        }
+        for index in missing(&old.interfaces, &new.interfaces) {
+            let _ = self.interfaces.remove(&InterfaceKey::new(pod, *index));
+        }
     }
 
     /// Makes room for the counters of a pod, unless it has them.
@@ -160,6 +192,23 @@ impl Pods {
         };
         report(&sum(slots.iter()))
     }
+}
+
+/// The entries of `new` that `old` has not, or has otherwise.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    new.iter()
+        .filter(|(key, value)| old.get(key) != Some(value))
+}
+
+/// The keys of `old` that `new` has not.
+fn missing<'a, K: Ord, V>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    old.keys().filter(|key| !new.contains_key(key))
 }
 
 /// Adds up the processors' counters.
@@ -196,6 +245,17 @@ fn report(total: &Counters) -> CounterReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_difference_is_written() {
+        let old = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
+        let new = BTreeMap::from([(2, 'b'), (3, 'd'), (4, 'e')]);
+        assert_eq!(
+            changed(&old, &new).collect::<Vec<_>>(),
+            [(&3, &'d'), (&4, &'e')]
+        );
+        assert_eq!(missing(&old, &new).collect::<Vec<_>>(), [&1]);
+    }
 
     #[test]
     fn counters_of_all_processors_are_added_up_under_their_names() {

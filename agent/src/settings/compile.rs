@@ -9,6 +9,7 @@ use shunt_abi::{
 };
 
 use super::{Capture, OwnerGroups, PortSet, Settings};
+use crate::userns::{IdMap, IdMaps};
 
 /// What of an enrolment is not in its settings.
 pub struct Enrolment<'a> {
@@ -18,10 +19,8 @@ pub struct Enrolment<'a> {
     pub resolvers: &'a [IpAddr],
     /// Which address families the rules speak of.
     pub families: Families,
-    /// From a uid or gid as the pod numbers it to the node's number. Where the
-    /// node has none, it must not answer with
-    /// [`NO_OWNER`](shunt_abi::NO_OWNER), which unknown owners have.
-    pub node_id: &'a dyn Fn(u32) -> u32,
+    /// How the pod's uids and gids are numbered on the node.
+    pub ids: &'a IdMaps,
 }
 
 /// Which address families the rules speak of; the others pass untouched.
@@ -45,6 +44,11 @@ impl Families {
             global.next().is_some_and(|ip| ip.is_ipv6())
         };
         Self { v4: true, v6 }
+    }
+
+    /// As bits of [`PodSettings::flags`].
+    const fn flags(self) -> u32 {
+        bit(self.v4, flags::IPV4) | bit(self.v6, flags::IPV6)
     }
 }
 
@@ -72,6 +76,17 @@ pub struct Compiled {
     pub cidrs: Vec<(u32, CidrKey)>,
 }
 
+impl Compiled {
+    /// The settings for a pod that has other addresses now.
+    pub fn with_families(&self, families: Families) -> PodSettings {
+        let others = self.pod.flags & !(flags::IPV4 | flags::IPV6);
+        PodSettings {
+            flags: others | families.flags(),
+            ..self.pod
+        }
+    }
+}
+
 /// Turns settings into what the programs look up.
 pub fn compile(settings: &Settings, enrolment: &Enrolment<'_>) -> Compiled {
     let mut lists = ListBuilder {
@@ -84,7 +99,8 @@ pub fn compile(settings: &Settings, enrolment: &Enrolment<'_>) -> Compiled {
         lists.inbound(settings),
         lists.outbound(settings),
         lists.dns(settings, enrolment.resolvers),
-        families(enrolment.families),
+        interfaces(settings),
+        enrolment.families.flags(),
     ]
     .into_iter()
     .fold(0, |all, some| all | some);
@@ -100,7 +116,7 @@ pub fn compile(settings: &Settings, enrolment: &Enrolment<'_>) -> Compiled {
         loopback4_mask: u32::from_ne_bytes(settings.loopback.netmask().octets()),
         ..PodSettings::empty()
     };
-    owners(&mut pod, settings, enrolment.node_id);
+    owners(&mut pod, settings, enrolment.ids);
     Compiled {
         pod,
         ports: lists.ports,
@@ -108,33 +124,35 @@ pub fn compile(settings: &Settings, enrolment: &Enrolment<'_>) -> Compiled {
     }
 }
 
-fn families(families: Families) -> u32 {
-    bit(families.v4, flags::IPV4) | bit(families.v6, flags::IPV6)
+/// Set whether the pod has an interface of such a name or not: it may get one.
+fn interfaces(settings: &Settings) -> u32 {
+    let none = settings.excluded_interfaces.is_empty() && settings.virtual_interfaces.is_empty();
+    bit(!none, flags::INTERFACES)
 }
 
 const fn bit(set: bool, flag: u32) -> u32 {
     if set { flag } else { 0 }
 }
 
-fn owners(pod: &mut PodSettings, settings: &Settings, node_id: &dyn Fn(u32) -> u32) {
-    pod.uid_count = fill(&mut pod.uids, settings.proxy_uids.as_slice(), node_id);
-    pod.gid_count = fill(&mut pod.gids, settings.proxy_gids.as_slice(), node_id);
+fn owners(pod: &mut PodSettings, settings: &Settings, ids: &IdMaps) {
+    pod.uid_count = fill(&mut pod.uids, settings.proxy_uids.as_slice(), &ids.uids);
+    pod.gid_count = fill(&mut pod.gids, settings.proxy_gids.as_slice(), &ids.gids);
     let (flag, groups) = match &settings.owner_groups {
         OwnerGroups::All => return,
         OwnerGroups::Only(groups) => (flags::GROUPS_INCLUDE, groups),
         OwnerGroups::Except(groups) => (flags::GROUPS_EXCLUDE, groups),
     };
     pod.flags |= flag;
-    pod.group_count = fill(&mut pod.groups, groups.as_slice(), node_id);
+    pod.group_count = fill(&mut pod.groups, groups.as_slice(), &ids.gids);
 }
 
 /// Writes the ids to the front of `slots` and returns how many they are; a list
 /// of ids is never longer than its slots.
-fn fill(slots: &mut [u32], ids: &[u32], node_id: &dyn Fn(u32) -> u32) -> u32 {
+fn fill(slots: &mut [u32], ids: &[u32], map: &IdMap) -> u32 {
     slots
         .iter_mut()
         .zip(ids)
-        .map(|(slot, &id)| *slot = node_id(id))
+        .map(|(slot, &id)| *slot = map.on_node(id))
         .fold(0, |count, ()| count + 1)
 }
 
@@ -277,6 +295,10 @@ mod tests {
     use super::*;
     use crate::settings::tests::settings;
 
+    fn map(text: &str) -> IdMap {
+        IdMap::parse(text).expect("a map of ids")
+    }
+
     fn compiled(args: &str, resolvers: &[&str]) -> Compiled {
         let resolvers: Vec<IpAddr> = resolvers
             .iter()
@@ -289,7 +311,10 @@ mod tests {
                 v4: true,
                 v6: false,
             },
-            node_id: &|id| id + 100_000,
+            ids: &IdMaps {
+                uids: map("0 100000 65536"),
+                gids: map("0 200000 10"),
+            },
         };
         compile(&settings(args).expect(args), &enrolment)
     }
@@ -318,6 +343,8 @@ mod tests {
             ("-x 127.0.0.0/8", flags::EXCLUDE_CIDRS),
             ("-q 80", flags::INCLUDE_PORTS),
             ("-o 80", flags::EXCLUDE_PORTS),
+            ("-c eth1", flags::INTERFACES),
+            ("-k tap+", flags::INTERFACES),
             ("--outbound-owner-groups 5", flags::GROUPS_INCLUDE),
             ("--outbound-owner-groups-exclude 5", flags::GROUPS_EXCLUDE),
             ("--redirect-dns", flags::DNS),
@@ -331,6 +358,18 @@ mod tests {
             let found = compiled(args, &["10.96.0.10"]).pod.flags;
             assert_eq!(found, expected | flags::IPV4, "{args}");
         }
+    }
+
+    #[test]
+    fn families_can_change_by_themselves() {
+        let compiled = compiled("-q 80", &[]);
+        let both = compiled.with_families(Families { v4: true, v6: true });
+        assert_eq!(both.flags, compiled.pod.flags | flags::IPV6);
+        let same = compiled.with_families(Families {
+            v4: true,
+            v6: false,
+        });
+        assert_eq!(same, compiled.pod);
     }
 
     #[test]
@@ -352,9 +391,9 @@ mod tests {
         );
         assert_eq!(
             (pod.gid_count, pod.gids[..2].to_vec()),
-            (1, vec![100_007, 0])
+            (1, vec![200_007, 0])
         );
-        assert_eq!((pod.group_count, pod.groups[2]), (3, 100_010));
+        assert_eq!((pod.group_count, pod.groups[1]), (3, 200_009));
         assert_eq!(pod.loopback4.to_ne_bytes(), [127, 0, 0, 0]);
         assert_eq!(pod.loopback4_mask.to_ne_bytes(), [255, 255, 0, 0]);
         assert_eq!(Hairpin::try_from(pod.hairpin), Ok(Hairpin::Legacy));

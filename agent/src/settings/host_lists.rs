@@ -66,7 +66,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::settings::{Capture, Enrolment, Families, PortSet, Settings, compile};
+    use crate::{
+        settings::{Capture, Enrolment, Families, PortSet, Settings, compile},
+        userns::IdMaps,
+    };
 
     fn lists(settings: &Settings) -> HostLists {
         HostLists::from(&compile(
@@ -75,7 +78,7 @@ mod tests {
                 list_set: 3,
                 resolvers: &[],
                 families: Families { v4: true, v6: true },
-                node_id: &|id| id,
+                ids: &IdMaps::same(),
             },
         ))
     }

@@ -19,7 +19,7 @@ mod host_lists;
 mod preset;
 mod resolv_conf;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod values;
 mod written;
 

@@ -15,7 +15,7 @@ fn flags(args: &str) -> Flags {
 }
 
 /// The settings of a command line; `''` is an empty word.
-pub(super) fn settings(args: &str) -> Result<Settings, SettingsError> {
+pub(crate) fn settings(args: &str) -> Result<Settings, SettingsError> {
     flags(args).settings(&|_| None)
 }
 

@@ -67,7 +67,7 @@ impl Addr {
     /// Whether this is an IPv4 address in mapped form.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+        (self.words[0] | self.words[1] | (self.words[2] ^ MAPPED)) == 0
     }
 
     /// The IPv4 address in network byte order; meaningless when not
@@ -80,10 +80,8 @@ impl Addr {
     /// Whether this is `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
-        self.words[0] == 0
-            && self.words[1] == 0
+        (self.words[0] | self.words[1] | self.words[3]) == 0
             && (self.words[2] == 0 || self.words[2] == MAPPED)
-            && self.words[3] == 0
     }
 
     /// Whether this is in `127.0.0.0/8`, or `::1`.
@@ -96,14 +94,16 @@ impl Addr {
         }
     }
 
-    /// Word-wise equality. The derived `==` may become a call to `memcmp`,
-    /// which the verifier walks byte by byte.
+    /// Equality without a branch. The derived `==` may become a call to `memcmp`,
+    /// which the verifier walks byte by byte, and of every branch it follows
+    /// both ways.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
-        self.words[0] == other.words[0]
-            && self.words[1] == other.words[1]
-            && self.words[2] == other.words[2]
-            && self.words[3] == other.words[3]
+        ((self.words[0] ^ other.words[0])
+            | (self.words[1] ^ other.words[1])
+            | (self.words[2] ^ other.words[2])
+            | (self.words[3] ^ other.words[3]))
+            == 0
     }
 }
 

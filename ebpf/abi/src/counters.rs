@@ -38,33 +38,30 @@ pub enum ErrorCode {
     /// No room in `FLOWS`: the connection reaches the proxy without an original
     /// destination, and the proxy drops it.
     PublishFailed = 3,
-    /// The proxy's side found no published destination: as above.
-    FlowMissing = 4,
     /// The original destination could not be kept with the accepted socket (no
     /// memory): as above.
-    KeepFailed = 5,
+    KeepFailed = 4,
     /// A listener of the proxy could not be remembered: while no other is
     /// known, inbound connections are refused.
-    ListenerFailed = 6,
+    ListenerFailed = 5,
     /// No listener of the proxy is known: the inbound connection is refused.
-    ProxyAway = 7,
+    ProxyAway = 6,
     /// The listener of the proxy was not taken by the kernel: the inbound
     /// connection is refused.
-    AssignFailed = 8,
+    AssignFailed = 7,
     /// No route leads to the destination of a connection to redirect: the
     /// connect fails with ENETUNREACH, from a socket bound to 127/8 with EINVAL,
     /// which is what it gets without shunt.
-    NoRoute = 9,
+    NoRoute = 8,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::RememberFailed,
         Self::BindFailed,
         Self::OwnerUnknown,
         Self::PublishFailed,
-        Self::FlowMissing,
         Self::KeepFailed,
         Self::ListenerFailed,
         Self::ProxyAway,
@@ -79,7 +76,6 @@ impl ErrorCode {
             Self::BindFailed => "bind_failed",
             Self::OwnerUnknown => "owner_unknown",
             Self::PublishFailed => "publish_failed",
-            Self::FlowMissing => "flow_missing",
             Self::KeepFailed => "keep_failed",
             Self::ListenerFailed => "listener_failed",
             Self::ProxyAway => "proxy_away",

@@ -26,13 +26,13 @@ mod user;
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
 pub use dns::{QUESTION_SLOTS, Questions};
-pub use flow::{Endpoint, FlowKey};
+pub use flow::{ASKED_BOUND, ASKED_REDIRECTED, Asked, Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};
 pub use lists::{
     CidrKey, CidrList, LIST_KEY_BITS, PORTS_PER_CHUNK, PortChunk, PortChunkKey, PortList,
 };
 pub use offsets::KernelOffsets;
-pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, flags};
+pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, NOBODY, PodSettings, flags};
 pub use routes::{
     INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, InterfaceKey, ROUTE_KEY_BITS, ROUTE_LOCAL,
     ROUTE_UNREACHABLE, Route, RouteKey,

@@ -5,6 +5,10 @@ pub const MAX_OWNERS: usize = 16;
 /// (`ISTIO_OUTBOUND_OWNER_GROUPS`; Istio has the same limit).
 pub const MAX_GROUPS: usize = 64;
 
+/// An id that no socket has, not even one without an owner
+/// ([`NO_OWNER`](crate::NO_OWNER)).
+pub const NOBODY: u32 = u32::MAX - 1;
+
 /// The settings of one enrolled network namespace: the value of the map `PODS`,
 /// replaced as a whole and therefore never seen half changed.
 #[repr(C)]
@@ -29,17 +33,19 @@ pub struct PodSettings {
     pub loopback4: u32,
     /// Its mask, network byte order.
     pub loopback4_mask: u32,
-    /// How many of `uids` count.
+    /// How many of `uids` are set.
     pub uid_count: u32,
-    /// How many of `gids` count.
+    /// How many of `gids` are set.
     pub gid_count: u32,
-    /// How many of `groups` count.
+    /// How many of `groups` are set.
     pub group_count: u32,
-    /// Uids that own a proxy, in order, as the node numbers them.
+    /// Uids that own a proxy, in order, as the node numbers them; the rest is
+    /// [`NOBODY`].
     pub uids: [u32; MAX_OWNERS],
-    /// Gids that own a proxy, in order, as the node numbers them.
+    /// Gids that own a proxy, likewise.
     pub gids: [u32; MAX_OWNERS],
-    /// Gids that [`flags::GROUPS_INCLUDE`] or [`flags::GROUPS_EXCLUDE`] speak of.
+    /// Gids that [`flags::GROUPS_INCLUDE`] or [`flags::GROUPS_EXCLUDE`] speak of,
+    /// likewise.
     pub groups: [u32; MAX_GROUPS],
 }
 
@@ -59,9 +65,9 @@ impl PodSettings {
             uid_count: 0,
             gid_count: 0,
             group_count: 0,
-            uids: [0; MAX_OWNERS],
-            gids: [0; MAX_OWNERS],
-            groups: [0; MAX_GROUPS],
+            uids: [NOBODY; MAX_OWNERS],
+            gids: [NOBODY; MAX_OWNERS],
+            groups: [NOBODY; MAX_GROUPS],
         }
     }
 

@@ -1,4 +1,4 @@
-use shunt_abi::{Addr, CidrList, Hairpin, MAX_GROUPS, MAX_OWNERS, PodSettings, PortList, flags};
+use shunt_abi::{Addr, CidrList, Hairpin, MAX_OWNERS, PodSettings, PortList, flags};
 
 use crate::{Decision, Lists, Protocol, Rule, Verdict, applies_to};
 
@@ -107,39 +107,44 @@ impl<L: Lists> Asks<'_, L> {
                 }
             }
         }
-        for i in 0..MAX_OWNERS {
-            if i >= self.settings.uid_count as usize {
-                break;
-            }
-            let owns = facts.uid == self.settings.uids[i];
-            if let Some(decision) = self.owned(owns, &UID_RULES) {
-                return Some(decision);
-            }
-        }
-        for i in 0..MAX_OWNERS {
-            if i >= self.settings.gid_count as usize {
-                break;
-            }
-            let owns = facts.gid == self.settings.gids[i];
-            if let Some(decision) = self.owned(owns, &GID_RULES) {
-                return Some(decision);
-            }
-        }
-        None
+        self.owned(
+            facts.uid,
+            self.settings.uid_count,
+            &self.settings.uids,
+            &UID_RULES,
+        )
+        .or_else(|| {
+            self.owned(
+                facts.gid,
+                self.settings.gid_count,
+                &self.settings.gids,
+                &GID_RULES,
+            )
+        })
     }
 
-    /// Rules a, b and c for one uid or gid of the proxy.
+    /// Rules a, b and c for each of the proxy's uids or gids in turn. Rule b
+    /// decides at the first of them for everybody else, so only where it does
+    /// not apply the others are asked for rule a.
     #[inline(always)]
-    fn owned(&self, owns: bool, rules: &OwnerRules) -> Option<Decision> {
-        let facts = self.facts;
+    fn owned(
+        &self,
+        id: u32,
+        count: u32,
+        ids: &[u32; MAX_OWNERS],
+        rules: &OwnerRules,
+    ) -> Option<Decision> {
+        if count == 0 {
+            return None;
+        }
         let hairpin = Hairpin::try_from(self.settings.hairpin);
-        let follows_contract = !matches!(hairpin, Ok(Hairpin::Legacy | Hairpin::None));
-        if follows_contract && facts.to_self {
+        let owns = contains(ids, id);
+        if self.facts.to_self && !matches!(hairpin, Ok(Hairpin::Legacy | Hairpin::None)) {
+            if self.stays_direct() && ids[0] != id {
+                return Some(Decision::direct(rules.local));
+            }
             if owns && self.hairpins(rules) {
                 return Some(Decision::to(Verdict::Inbound, rules.hairpin));
-            }
-            if !owns && self.stays_direct() {
-                return Some(Decision::direct(rules.local));
             }
         }
         owns.then(|| Decision::direct(rules.owned))
@@ -171,16 +176,7 @@ impl<L: Lists> Asks<'_, L> {
         if !includes && !self.settings.has(flags::GROUPS_EXCLUDE) {
             return false;
         }
-        let mut listed = false;
-        for i in 0..MAX_GROUPS {
-            if i >= self.settings.group_count as usize {
-                break;
-            }
-            if self.settings.groups[i] == self.facts.gid {
-                listed = true;
-                break;
-            }
-        }
+        let listed = contains(&self.settings.groups, self.facts.gid);
         listed != includes
     }
 
@@ -233,6 +229,17 @@ impl<L: Lists> Asks<'_, L> {
     fn is_tcp(&self) -> bool {
         matches!(self.facts.protocol, Protocol::Tcp)
     }
+}
+
+/// Whether `id` is among `ids`, without a branch: with one for each id the
+/// verifier follows every way through them.
+#[inline(always)]
+fn contains<const N: usize>(ids: &[u32; N], id: u32) -> bool {
+    let found = ids.iter().fold(0, |found, other| {
+        // Of a 32-bit number less one the top bit of 64 is set for 0 alone.
+        found | (u64::from(id ^ other).wrapping_sub(1) >> 63)
+    });
+    found != 0
 }
 
 /// How rules 4 and 5 differ.

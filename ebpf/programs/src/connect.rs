@@ -1,6 +1,6 @@
 //! connect(): decide, remember what was asked for, rewrite.
 
-use shunt_abi::{Endpoint, ErrorCode, NetnsCookie};
+use shunt_abi::{ASKED_BOUND, ASKED_REDIRECTED, Addr, Asked, Endpoint, ErrorCode, NetnsCookie};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
@@ -25,67 +25,113 @@ pub enum Outcome {
 /// Decides over a call to connect() that asks for `asked`.
 #[inline(always)]
 pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
+    let socket = call.socket().socket();
     let netns = call.netns();
-    let Some(settings) = pods::settings(netns) else {
+    let (Some(settings), Some(protocol)) = (pods::settings(netns), call.protocol()) else {
+        // Redirected while its namespace was enrolled, connected again after.
+        ASKED.remove(socket);
         return Outcome::Untouched;
     };
-    let Some(protocol) = call.protocol() else {
+    let bound_before = ASKED
+        .get(socket)
+        .is_some_and(|before| before.flags & ASKED_BOUND != 0);
+    let capturable = may_capture(settings, protocol, asked.port);
+    if !capturable && !bound_before {
+        ASKED.remove(socket);
         return Outcome::Untouched;
-    };
-    if may_capture(settings, protocol, asked.port) {
-        let path = Path::of(call, netns, asked);
+    }
+    let path = Path::of(call, netns, asked, bound_before);
+    if capturable {
         let decision = facts::decide(call, netns, settings, protocol, &path, asked.port);
         if let Some(port) = decision.verdict.port(settings) {
-            return redirect(
+            let redirection = Redirection {
                 call,
                 netns,
-                protocol,
-                &path,
-                Endpoint::new(path.destination, asked.port),
-                port,
-            );
+                path: &path,
+                asked: Endpoint::new(path.destination, asked.port),
+                keeps_source: matches!(protocol, Protocol::Tcp),
+                bound_before,
+            };
+            return redirection.to(port);
         }
     }
-    // The socket may have been redirected by an earlier connect().
-    ASKED.remove(call.socket().socket());
+    leave(call, &path, bound_before)
+}
+
+/// Lets a connect() go where it asks to, from where it would.
+#[inline(always)]
+fn leave(call: AddressCall, path: &Path, bound_before: bool) -> Outcome {
+    let socket = call.socket().socket();
+    if bound_before {
+        // The source of a connection that was redirected is not this one's. Where
+        // it cannot be bound, connect() fails or finds its own.
+        let _ = call.bind(&path.source);
+        let only_bound = Asked {
+            flags: ASKED_BOUND,
+            ..Asked::default()
+        };
+        let _ = ASKED.set(socket, only_bound);
+    } else {
+        ASKED.remove(socket);
+    }
     Outcome::Untouched
 }
 
-/// Points the connection at the proxy's `port`, and leaves everything else that
-/// either side can see as it would have been.
-#[inline(always)]
-fn redirect(
+/// A connection that has to go to the proxy.
+struct Redirection<'a> {
     call: AddressCall,
     netns: NetnsCookie,
-    protocol: Protocol,
-    path: &Path,
+    path: &'a Path,
     asked: Endpoint,
-    port: u16,
-) -> Outcome {
-    if let Some(errno) = path.dead_end() {
-        counters::failed(netns, ErrorCode::NoRoute);
-        return Outcome::Refused(errno);
-    }
-    let loopback = loopback_like(&path.destination);
-    let mut to = loopback;
-    // On its way to loopback an unbound socket would get loopback's address:
-    // right for a datagram, which the mesh's rules give that very source.
-    let keeps_source = matches!(protocol, Protocol::Tcp);
-    if keeps_source && !path.bound && !path.source.same(&loopback) {
-        if call.socket().source_port() == 0 {
-            if call.bind(&path.source).is_err() {
-                counters::failed(netns, ErrorCode::BindFailed);
-                return Outcome::Refused(EADDRNOTAVAIL);
-            }
-        } else {
-            // Bound to a port and no address, a socket cannot be bound again.
-            // Sent to the source address itself it gets just that.
-            to = path.source;
+    /// A datagram does not: the mesh's rules give redirected DNS the source
+    /// 127.0.0.1, which is what an unbound socket gets anyway.
+    keeps_source: bool,
+    /// An earlier redirection bound the socket.
+    bound_before: bool,
+}
+
+impl Redirection<'_> {
+    /// Points the connection at the proxy's `port`, and leaves everything else
+    /// that either side can see as it would have been.
+    #[inline(always)]
+    fn to(&self, port: u16) -> Outcome {
+        if let Some(errno) = self.path.dead_end() {
+            return self.refuse(ErrorCode::NoRoute, errno);
         }
+        let loopback = loopback_like(&self.path.destination);
+        let mut to = loopback;
+        let mut flags = ASKED_REDIRECTED;
+        if self.keeps_source && self.must_bind(&loopback) {
+            if self.call.socket().source_port() == 0 {
+                if self.call.bind(&self.path.source).is_err() {
+                    return self.refuse(ErrorCode::BindFailed, EADDRNOTAVAIL);
+                }
+                flags |= ASKED_BOUND;
+            } else {
+                // Bound to a port and no address, a socket cannot be bound again.
+                // Sent to the source address itself it gets just that.
+                to = self.path.source;
+            }
+        }
+        let asked = Asked {
+            destination: self.asked,
+            flags,
+        };
+        if ASKED.set(self.call.socket().socket(), asked).is_err() {
+            return self.refuse(ErrorCode::RememberFailed, ENOMEM);
+        }
+        Outcome::Redirected(Endpoint::new(to, port))
     }
-    if ASKED.set(call.socket().socket(), asked).is_err() {
-        counters::failed(netns, ErrorCode::RememberFailed);
-        return Outcome::Refused(ENOMEM);
+
+    /// On its way to loopback an unbound socket would get loopback's address.
+    #[inline(always)]
+    fn must_bind(&self, loopback: &Addr) -> bool {
+        !self.path.bound && (self.bound_before || !self.path.source.same(loopback))
     }
-    Outcome::Redirected(Endpoint::new(to, port))
+
+    #[inline(always)]
+    fn refuse(&self, error: ErrorCode, errno: i32) -> Outcome {
+        counters::failed(self.netns, error);
+        Outcome::Refused(errno)
+    }
 }

@@ -1,7 +1,7 @@
 //! DNS over UDP sockets that are not connected: questions go to the proxy, and
 //! answers seem to come from the server that was asked.
 
-use shunt_abi::{Endpoint, ErrorCode, PodSettings, Questions};
+use shunt_abi::{Asked, Endpoint, ErrorCode, PodSettings, Questions};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
@@ -23,7 +23,7 @@ pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
     if !may_capture(settings, Protocol::Udp, asked.port) {
         return Outcome::Untouched;
     }
-    let path = Path::of(call, netns, asked);
+    let path = Path::of(call, netns, asked, false);
     let decision = facts::decide(call, netns, settings, Protocol::Udp, &path, asked.port);
     let Some(port) = decision.verdict.port(settings) else {
         return Outcome::Untouched;
@@ -61,15 +61,15 @@ pub fn receive(call: AddressCall, from: Endpoint) -> Option<Endpoint> {
         return None;
     }
     let socket = call.socket().socket();
+    let connected = ASKED.get(socket).and_then(Asked::destination);
     let Some(questions) = QUESTIONS.get_mut(socket) else {
-        return ASKED.get(socket).copied();
+        return connected;
     };
     // A socket that was connected later on has one server again.
-    match (questions.answer(), ASKED.get(socket)) {
-        (Some(server), _) => Some(server),
-        (None, Some(server)) => Some(*server),
-        (None, None) => Some(questions.last()),
-    }
+    questions
+        .answer()
+        .or(connected)
+        .or_else(|| Some(questions.last()))
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ pub fn decide(
         (NO_OWNER, NO_OWNER)
     });
     let interface = lists::interface(netns, settings, path.ifindex);
-    let facts = Outbound {
+    let facts = kernel::forget(Outbound {
         protocol,
         source: path.source,
         destination: path.destination,
@@ -38,7 +38,7 @@ pub fn decide(
         gid,
         to_self: path.route.flags & ROUTE_LOCAL != 0,
         interface_excluded: interface & INTERFACE_EXCLUDED != 0,
-    };
+    });
     let lists = PodLists {
         list_set: settings.list_set,
     };
@@ -62,11 +62,17 @@ pub struct Path {
 }
 
 impl Path {
-    /// The way of a packet that `call` sends to `asked`.
+    /// The way of a packet that `call` sends to `asked`. With `disregard_source`
+    /// the address that the socket is bound to is not the application's choice.
     #[inline(always)]
-    pub fn of(call: AddressCall, netns: NetnsCookie, asked: Endpoint) -> Self {
+    pub fn of(
+        call: AddressCall,
+        netns: NetnsCookie,
+        asked: Endpoint,
+        disregard_source: bool,
+    ) -> Self {
         let own = call.socket().source();
-        let bound = !own.is_unspecified();
+        let bound = !own.is_unspecified() && !disregard_source;
         let destination = match (asked.addr.is_unspecified(), bound) {
             (false, _) => asked.addr,
             (true, true) => own,

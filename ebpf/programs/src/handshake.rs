@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
-use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie};
+use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie};
 
 use crate::{
     counters,
@@ -38,7 +38,7 @@ pub fn event(event: TcpEvent) {
 /// The application's side is about to send its SYN.
 #[inline(always)]
 fn publish(event: TcpEvent, socket: Socket) {
-    let Some(asked) = ASKED.get(socket) else {
+    let Some(asked) = ASKED.get(socket).and_then(Asked::destination) else {
         return;
     };
     let netns = event.netns();

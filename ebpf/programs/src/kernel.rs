@@ -63,6 +63,15 @@ impl Address {
     }
 }
 
+/// The same value, of which the verifier knows nothing any more. It follows every
+/// combination of what was found out along the way through all that comes
+/// after; a value that a helper has copied starts anew.
+#[inline(always)]
+pub fn forget<T: Copy>(value: T) -> T {
+    // SAFETY: reads the variable itself.
+    unsafe { bpf_probe_read_kernel(core::ptr::from_ref(&value)) }.unwrap_or(value)
+}
+
 /// The uid and gid that `iptables -m owner` compares: the file system ids of
 /// whoever called socket(), `sk->sk_socket->file->f_cred` (xt_owner's
 /// `owner_mt`). They stay with the socket for its life, so this holds for

@@ -110,17 +110,26 @@ impl Listener {
     }
 }
 
-/// Adds a listener under the first key that no other has.
+/// Adds a listener under the first key that no other has. `false` when every key
+/// has one, or when it cannot be added.
 #[inline(always)]
 fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) -> bool {
     for slot in 0..LISTENER_SLOTS {
         let mut key = ListenerKey::new(listener.netns, listener.local.port, listener.kind(), slot);
-        if add(&mut key) == 0 {
-            return true;
+        match add(&mut key) {
+            0 => return true,
+            TAKEN => {}
+            _ => {
+                counters::failed(listener.netns, ErrorCode::ListenerFailed);
+                return false;
+            }
         }
     }
     false
 }
+
+/// `-EEXIST`
+const TAKEN: i64 = -17;
 
 #[inline(always)]
 fn map() -> *mut c_void {

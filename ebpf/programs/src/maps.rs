@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use shunt_abi::{
-    CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
+    Asked, CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
     PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
 };
 
@@ -63,9 +63,9 @@ pub static LISTENERS: SockHash<ListenerKey, 65_536> = SockHash::new();
 pub static FLOWS: HashMap<FlowKey, Endpoint, 262_144, NO_PREALLOC> = HashMap::new();
 
 /// What the application asked for, kept with its socket. Written by `connect`;
-/// read by `sock_ops` and `getpeername`.
+/// read by `sock_ops`, `recvmsg` and `getpeername`.
 #[btf_map]
-pub static ASKED: SocketStorage<Endpoint, NO_PREALLOC> = SocketStorage::new();
+pub static ASKED: SocketStorage<Asked, NO_PREALLOC> = SocketStorage::new();
 
 /// The servers that an unconnected UDP socket asked. Written by `sendmsg`; read
 /// by `recvmsg`.

@@ -1,0 +1,68 @@
+//! The addresses of a namespace.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::Handle;
+
+/// The addresses in the order of a dump of all families: IPv4 first, each family
+/// by interface. That is how Go's `net.InterfaceAddrs` has them, from which
+/// istio-iptables concludes whether the pod is one of IPv6.
+pub(super) async fn read(handle: &Handle) -> Result<Vec<IpAddr>> {
+    let messages: Vec<AddressMessage> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .context("cannot list the addresses")?;
+    Ok(messages.iter().filter_map(address).collect())
+}
+
+/// The address itself: where an interface has a peer, `Address` is the peer's.
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(own) = attribute {
+            return Some(*own);
+        }
+        if let AddressAttribute::Address(ip) = attribute {
+            found = Some(*ip);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(attributes: Vec<AddressAttribute>) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn the_own_address_counts_and_not_the_peers() {
+        let peer: IpAddr = [10, 0, 0, 2].into();
+        let own: IpAddr = [10, 0, 0, 1].into();
+        let both = [
+            AddressAttribute::Address(peer),
+            AddressAttribute::Local(own),
+        ];
+        assert_eq!(address(&message(both.to_vec())), Some(own));
+    }
+
+    #[test]
+    fn ipv6_says_only_the_address() {
+        let ip: IpAddr = "fd00::5".parse().expect("a literal");
+        assert_eq!(
+            address(&message(vec![AddressAttribute::Address(ip)])),
+            Some(ip)
+        );
+        assert_eq!(address(&message(Vec::new())), None);
+    }
+}
