@@ -1,61 +1,58 @@
 //! What has to be redirected and cannot be fails: nothing goes out directly.
 //!
-//! Each error that the programs count ([`ErrorCode`] in `shunt-abi`), which way
-//! its connection goes, and how it is provoked here:
+//! Each error that the programs count (`shunt_abi::ErrorCode`), which way its
+//! connection goes, and how it is provoked:
 //!
 //! | error | the connection | provoked by |
 //! |---|---|---|
-//! | `remember_failed` | connect() fails with ENOMEM | no memory for socket options |
-//! | `owner_unknown` | is the application's, as iptables has it | a subflow that the kernel opens |
+//! | `remember_failed` | its connect() fails with ENOMEM | no memory for socket storage |
+//! | `bind_failed` | its connect() fails | an IPv6-only socket, an IPv4 destination |
+//! | `owner_unknown` | is an application's, as iptables has it | an MPTCP subflow, which the kernel opens |
 //! | `publish_failed` | reaches the proxy without original destination | `FLOWS` full |
-//! | `keep_failed` | reaches the proxy without original destination | no memory for socket options |
-//! | `listener_failed` | inbound is refused until the agent finds the listener | no memory, `LISTENERS` full |
-//! | `proxy_away` | inbound is refused | no listener |
-//! | `assign_failed` | inbound is refused | a listener for IPv6 only |
-//! | `no_route` | connect() fails as without redirection | no route |
+//! | `keep_failed` | reaches the proxy without original destination | no memory for socket storage |
+//! | `listener_failed` | inbound it is refused | no memory, and `LISTENERS` full |
+//! | `proxy_away` | inbound it is refused | no listener |
+//! | `assign_failed` | inbound it is refused | a listener that takes IPv6 only |
+//! | `no_route` | its connect() fails as without redirection | no route |
 //!
-//! Maps that the agent fills are full when a pod is enrolled: it is told, and
-//! nothing has changed.
-//!
-//! [`ErrorCode`]: https://docs.rs/shunt-abi
+//! The maps that the agent fills are full when a pod is enrolled: that fails,
+//! and changes nothing.
 
 mod enrolling;
-mod handshakes;
-mod listeners;
+mod inbound;
+mod outbound;
 
-use std::{
-    io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-};
+use std::net::SocketAddr;
 
-use nix::errno::Errno;
-use serde_json::Value;
-use shunt_tests::{
-    Agent, Node, Owner, Pod, Responder,
-    agent::Place,
-    deadline::{DEADLINE, wait_until},
-    mesh::ISTIO_DEFAULTS,
-};
+use shunt_tests::{Agent, Node, Owner, agent::Place, mesh::ISTIO_DEFAULTS};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, PORT};
 
 const OUTSIDE: SocketAddr = SocketAddr::new(Node::OUTSIDE, PORT);
 
-/// Starts an agent some of whose maps are of another size: `NAME=ENTRIES`.
-fn agent_with(lab: &Lab, limits: &[&str]) -> Agent {
-    let mut command = Place::new(lab.node.cgroup());
-    for limit in limits {
-        command = command.with_argument(&format!("--map-limit={limit}"));
-    }
-    Agent::start_in(command)
+/// An agent some of whose maps are of another size, `NAME=ENTRIES`, and that has
+/// enrolled the pod as Istio does.
+fn enrolled_with(lab: &Lab, map_limits: &[&str]) -> Agent {
+    let agent = agent_with(lab, map_limits);
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    agent
 }
 
-/// How often the pod with this index has met an error.
-fn errors(agent: &Agent, name: &str) -> u64 {
-    let status = agent.status();
-    let pods = status["pods"].as_array().expect("status lists pods");
-    pods.iter()
-        .filter_map(|pod| pod["counters"]["errors"][name].as_u64())
-        .sum()
+fn agent_with(lab: &Lab, map_limits: &[&str]) -> Agent {
+    Agent::start_with(Place::new(lab.node.cgroup()), map_limits)
+}
+
+/// How much memory the options and the storage of one socket may take; a
+/// parameter of each network namespace since Linux 6.8.
+const SOCKET_MEMORY: &str = "net.core.optmem_max";
+const NO_MEMORY: &str = "16";
+const MEMORY: &str = "131072";
+
+/// A new TCP socket, opened by `owner`.
+fn open(domain: Domain, owner: Owner) -> Socket {
+    owner.assume();
+    let socket = Socket::new(domain, Type::STREAM, None).expect("a new socket");
+    Owner::ROOT.assume();
+    socket
 }
