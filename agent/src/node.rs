@@ -241,7 +241,7 @@ impl Node {
         let cookie = netns.cookie();
         // From here on changes are reported; then it can be looked at.
         let nsid = self.nsids.of(&netns)?;
-        let network = Network::read(&netns)?;
+        let network = Network::read_with_proxy_source(&netns, &request.settings)?;
         let ids = IdMaps::of(&netns)?;
         self.forget_former(nsid, cookie);
         let topology = network.topology(&request.settings);
@@ -443,10 +443,10 @@ impl Node {
 
     /// Writes what has changed of a pod's network since it was last looked at.
     fn refresh(&mut self, cookie: NetnsCookie, netns: &Netns) -> Result<()> {
-        let network = Network::read(netns)?;
         let Some(pod) = self.enrolled.get_mut(&cookie) else {
             return Ok(());
         };
+        let network = Network::read_with_proxy_source(netns, &pod.settings)?;
         pod.lost = false;
         let topology = network.topology(&pod.settings);
         if topology != pod.topology {

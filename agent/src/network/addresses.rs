@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::Handle;
+use shunt_abi::Addr;
 
 /// The addresses in the order of a dump of all families: IPv4 first, each family
 /// by interface. That is how Go's `net.InterfaceAddrs` has them, from which
@@ -19,6 +20,19 @@ pub(super) async fn read(handle: &Handle) -> Result<Vec<IpAddr>> {
         .await
         .context("cannot list the addresses")?;
     Ok(messages.iter().filter_map(address).collect())
+}
+
+/// The index of lo, in every namespace (`LOOPBACK_IFINDEX`).
+const LO: u32 = 1;
+
+/// Gives lo the address from which the proxy calls its application over IPv6.
+pub(super) async fn add_proxy_source(handle: Handle) -> Result<()> {
+    handle
+        .address()
+        .add(LO, Addr::SIX6.to_ip(), 128)
+        .execute()
+        .await
+        .context("the kernel refuses the address")
 }
 
 /// The address itself: where an interface has a peer, `Address` is the peer's.

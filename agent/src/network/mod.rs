@@ -15,6 +15,8 @@ mod watch;
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
+use rtnetlink::Handle;
+use shunt_abi::{Addr, Hairpin};
 
 pub use self::{
     nsid::{Nsid, Nsids},
@@ -45,16 +47,36 @@ impl Network {
     ///
     /// When the namespace cannot be entered, or the kernel does not answer.
     pub fn read(netns: &Netns) -> Result<Self> {
-        let network = netns.within(|| {
-            // A runtime of its own: the socket belongs to the namespace in which
-            // it is opened, and is closed before the thread ends.
-            tokio::runtime::Builder::new_current_thread()
-                .enable_io()
-                .build()
-                .context("cannot start a runtime")?
-                .block_on(read_current())
+        ask_kernel(netns, read_current)
+            .with_context(|| format!("cannot read the network of {}", netns.path().display()))
+    }
+
+    /// Takes a snapshot of a namespace in which the proxy can call its own
+    /// application over IPv6: from `::6`, which, unlike 127.0.0.6, is nobody's
+    /// address before it is given to lo. Istio's init container does the same;
+    /// the address stays when the redirection ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), or when the address cannot be added.
+    pub fn read_with_proxy_source(netns: &Netns, settings: &Settings) -> Result<Self> {
+        let network = Self::read(netns)?;
+        if !network.lacks_proxy_source(settings) {
+            return Ok(network);
+        }
+        ask_kernel(netns, addresses::add_proxy_source).with_context(|| {
+            format!(
+                "cannot give ::6, from which the proxy calls its application, to lo of {}; \
+                 is IPv6 disabled for lo there (net.ipv6.conf.lo.disable_ipv6)?",
+                netns.path().display()
+            )
         })?;
-        network.with_context(|| format!("cannot read the network of {}", netns.path().display()))
+        Self::read(netns)
+    }
+
+    fn lacks_proxy_source(&self, settings: &Settings) -> bool {
+        let calls_from_it = matches!(settings.hairpin, Hairpin::Spared | Hairpin::Tunnel);
+        calls_from_it && self.families(settings).v6 && !self.addresses.contains(&Addr::SIX6.to_ip())
     }
 
     /// Which address families the rules of these settings speak of here.
@@ -80,16 +102,35 @@ pub struct Topology {
     pub interfaces: BTreeMap<u32, u32>,
 }
 
-/// Reads the namespace of the calling thread.
-async fn read_current() -> Result<Network> {
-    let (connection, handle, _messages) =
-        rtnetlink::new_connection().context("cannot open a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let network = Network {
+/// Asks the kernel by a netlink socket of the namespace, which is closed when
+/// the answer is there.
+fn ask_kernel<T, F>(netns: &Netns, ask: impl FnOnce(Handle) -> F + Send) -> Result<T>
+where
+    T: Send,
+    F: Future<Output = Result<T>>,
+{
+    // A thread and a runtime of its own: the socket belongs to the namespace in
+    // which it is opened.
+    netns.within(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .context("cannot start a runtime")?
+            .block_on(async {
+                let (connection, handle, _messages) =
+                    rtnetlink::new_connection().context("cannot open a netlink socket")?;
+                let connection = tokio::spawn(connection);
+                let answer = ask(handle).await;
+                connection.abort();
+                answer
+            })
+    })?
+}
+
+async fn read_current(handle: Handle) -> Result<Network> {
+    Ok(Network {
         interfaces: interfaces::read(&handle).await?,
         addresses: addresses::read(&handle).await?,
         routes: routes::read(&handle).await?,
-    };
-    connection.abort();
-    Ok(network)
+    })
 }

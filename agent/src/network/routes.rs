@@ -44,6 +44,9 @@ const UNREACHABLE: Route = Route {
     flags: ROUTE_UNREACHABLE,
 };
 
+/// `0.0.0.0/0`
+const EVERY_IPV4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
 /// `224.0.0.0/4` and `255.255.255.255`, for which no table has a route. Those of
 /// IPv6, and the broadcast addresses of each subnet, are in the tables.
 const BEYOND_TCP: [IpNet; 2] = [
@@ -79,6 +82,9 @@ pub(super) async fn read(handle: &Handle) -> Result<RouteTable> {
         }
     }
     table.extend(BEYOND_TCP.map(|prefix| (prefix, UNREACHABLE)));
+    // In the trie IPv4 is a part of IPv6: without a route of its own an IPv4
+    // destination would find IPv6's default route.
+    table.entry(EVERY_IPV4).or_insert(UNREACHABLE);
     Ok(table)
 }
 

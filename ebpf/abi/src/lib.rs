@@ -25,7 +25,7 @@ mod user;
 
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
-pub use dns::{QUESTION_SLOTS, Questions};
+pub use dns::{PATIENCE, QUESTION_SLOTS, Questions};
 pub use flow::{ASKED_BOUND, ASKED_REDIRECTED, Asked, Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};
 pub use lists::{

@@ -5,7 +5,7 @@ use shunt_decide::{Protocol, may_capture};
 
 use crate::{
     counters,
-    ctx::{AddressCall, EADDRNOTAVAIL, ENOMEM},
+    ctx::{AF_INET, AddressCall, EADDRNOTAVAIL, ENETUNREACH, ENOMEM},
     facts::{self, Path, loopback_like},
     maps::ASKED,
     pods,
@@ -49,7 +49,7 @@ pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
                 netns,
                 path: &path,
                 asked: Endpoint::new(path.destination, asked.port),
-                keeps_source: matches!(protocol, Protocol::Tcp),
+                protocol,
                 bound_before,
             };
             return redirection.to(port);
@@ -83,9 +83,7 @@ struct Redirection<'a> {
     netns: NetnsCookie,
     path: &'a Path,
     asked: Endpoint,
-    /// A datagram does not: the mesh's rules give redirected DNS the source
-    /// 127.0.0.1, which is what an unbound socket gets anyway.
-    keeps_source: bool,
+    protocol: Protocol,
     /// An earlier redirection bound the socket.
     bound_before: bool,
 }
@@ -101,15 +99,20 @@ impl Redirection<'_> {
         let loopback = loopback_like(&self.path.destination);
         let mut to = loopback;
         let mut flags = ASKED_REDIRECTED;
-        if self.keeps_source && self.must_bind(&loopback) {
+        if self.bound_before {
+            flags |= ASKED_BOUND;
+        }
+        if self.must_bind(&loopback) {
             if self.call.socket().source_port() == 0 {
                 if self.call.bind(&self.path.source).is_err() {
-                    return self.refuse(ErrorCode::BindFailed, EADDRNOTAVAIL);
+                    return self.refuse(ErrorCode::BindFailed, self.unbindable());
                 }
                 flags |= ASKED_BOUND;
-            } else {
+            } else if matches!(self.protocol, Protocol::Tcp) {
                 // Bound to a port and no address, a socket cannot be bound again.
-                // Sent to the source address itself it gets just that.
+                // Sent to the source address itself it gets just that; sk_lookup
+                // helps it to a listener on loopback. A datagram would find
+                // nobody there, and goes from 127.0.0.1.
                 to = self.path.source;
             }
         }
@@ -127,6 +130,19 @@ impl Redirection<'_> {
     #[inline(always)]
     fn must_bind(&self, loopback: &Addr) -> bool {
         !self.path.bound && (self.bound_before || !self.path.source.same(loopback))
+    }
+
+    /// What connect() says when the source cannot be bound: the address is gone;
+    /// or, for an IPv4 destination of an `AF_INET6` socket, most likely the socket
+    /// is `IPV6_V6ONLY`, of which the kernel says that the network is unreachable
+    /// (`tcp_v6_connect`).
+    #[inline(always)]
+    fn unbindable(&self) -> i32 {
+        if self.call.family() != AF_INET && self.path.destination.is_v4() {
+            ENETUNREACH
+        } else {
+            EADDRNOTAVAIL
+        }
     }
 
     #[inline(always)]

@@ -11,7 +11,9 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt},
+    bindings::{
+        BPF_TCP_ESTABLISHED, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt,
+    },
     helpers::generated::{
         bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_sock_ops_cb_flags_set,
     },
@@ -32,6 +34,9 @@ const UDP: u32 = 17;
 pub const PROCEED: i32 = 1;
 /// What a `cgroup` program returns to make the call fail.
 const DENY: i32 = 0;
+
+/// How much of a caller's buffer a program is given, in bytes.
+const PAGE: i32 = 4096;
 
 /// No memory.
 pub const ENOMEM: i32 = 12;
@@ -119,6 +124,13 @@ impl FullSocket {
     #[inline(always)]
     pub fn family(self) -> u32 {
         read!(self.0, family)
+    }
+
+    /// Whether it has a peer: a connected UDP socket is in the state of an
+    /// established TCP one.
+    #[inline(always)]
+    pub fn is_connected(self) -> bool {
+        read!(self.0, state) == BPF_TCP_ESTABLISHED
     }
 
     /// Its local address; unspecified while it is not bound to one.
@@ -415,21 +427,28 @@ impl OptionCall {
         FullSocket(read!(self.0, __bindgen_anon_1.sk))
     }
 
-    /// Leaves the kernel's answer as it is, without copying a buffer of more
-    /// than a page, of which the program was given the first page only.
+    /// Leaves the kernel's answer as it is. Of a buffer of more than a page the
+    /// program was given the first page only, which must not be copied back.
     #[inline(always)]
     pub fn leave_alone(self) {
-        write!(self.0, optlen, 0);
+        if self.length() > PAGE {
+            write!(self.0, optlen, 0);
+        }
     }
 
-    /// Makes the call succeed.
+    /// Makes the call succeed, with an answer of `length` bytes.
     #[inline(always)]
-    pub fn succeed(self) {
+    fn succeed(self, length: usize) {
+        // The kernel's own answer leaves the caller's length as it is; of a
+        // buffer of more than a page the program could not write the rest.
+        if self.length() > PAGE {
+            write!(self.0, optlen, length as i32);
+        }
         write!(self.0, retval, 0);
     }
 
-    /// Writes `value` to the start of the caller's buffer. `false` when the
-    /// buffer is too small.
+    /// Writes `value` to the start of the caller's buffer, and the call succeeds.
+    /// `false` when the buffer is too small.
     #[inline(always)]
     pub fn answer<T: Copy>(self, value: T) -> bool {
         let start = read!(self.0, __bindgen_anon_2.optval).cast::<T>();
@@ -441,6 +460,7 @@ impl OptionCall {
         }
         // SAFETY: start..start+1 lies within the buffer, as just checked.
         unsafe { start.write_unaligned(value) };
+        self.succeed(size_of::<T>());
         true
     }
 }

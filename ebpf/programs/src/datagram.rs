@@ -1,7 +1,7 @@
 //! DNS over UDP sockets that are not connected: questions go to the proxy, and
 //! answers seem to come from the server that was asked.
 
-use shunt_abi::{Asked, Endpoint, ErrorCode, PodSettings, Questions};
+use shunt_abi::{Endpoint, ErrorCode, PodSettings, Questions};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
     counters,
     ctx::{AddressCall, ENOMEM},
     facts::{self, Path, loopback_like},
+    kernel,
     maps::{ASKED, QUESTIONS},
     pods,
 };
@@ -45,7 +46,7 @@ fn remember(call: AddressCall, server: Endpoint) -> bool {
     let socket = call.socket().socket();
     match QUESTIONS.get_or_insert(socket, Questions::NONE) {
         Some(questions) => {
-            questions.ask(server);
+            questions.ask(server, kernel::now());
             true
         }
         None => false,
@@ -60,16 +61,12 @@ pub fn receive(call: AddressCall, from: Endpoint) -> Option<Endpoint> {
     if !is_proxys_answer(settings, &from) {
         return None;
     }
-    let socket = call.socket().socket();
-    let connected = ASKED.get(socket).and_then(Asked::destination);
-    let Some(questions) = QUESTIONS.get_mut(socket) else {
-        return connected;
-    };
-    // A socket that was connected later on has one server again.
-    questions
-        .answer()
-        .or(connected)
-        .or_else(|| Some(questions.last()))
+    let socket = call.socket();
+    if socket.is_connected() {
+        return ASKED.get(socket.socket())?.destination();
+    }
+    let questions = QUESTIONS.get_mut(socket.socket())?;
+    Some(questions.answer().unwrap_or(questions.last()))
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@ use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie};
 use crate::{
     counters,
     ctx::{Socket, TcpEvent},
+    facts::loopback_like,
     listeners,
     maps::{ASKED, FLOWS, ORIGINAL_DST},
     pods,
@@ -45,9 +46,22 @@ fn publish(event: TcpEvent, socket: Socket) {
     let key = flow(netns, &event.local(), &event.remote());
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
-    if FLOWS.insert(key, asked, 0).is_err() {
+    let published = FLOWS.insert(key, asked, 0).is_ok()
+        && as_rules_have_it(&key).is_none_or(|key| FLOWS.insert(key, asked, 0).is_ok());
+    if !published {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
+}
+
+/// Where a connection to the proxy's port at the pod's own address ends up when
+/// the pod carries Istio's iptables rules as well: those send the proxy's own to
+/// loopback. Other connections are sent to loopback in the first place.
+#[inline(always)]
+fn as_rules_have_it(key: &FlowKey) -> Option<FlowKey> {
+    (!key.server.is_loopback()).then_some(FlowKey {
+        server: loopback_like(&key.server),
+        ..*key
+    })
 }
 
 /// Whether a redirected connection from `client` to `server` is under way.
@@ -63,6 +77,9 @@ fn withdraw(event: TcpEvent, socket: Socket) {
     if ASKED.get(socket).is_some() {
         let key = flow(event.netns(), &event.local(), &event.remote());
         let _ = FLOWS.remove(key);
+        if let Some(key) = as_rules_have_it(&key) {
+            let _ = FLOWS.remove(key);
+        }
     }
 }
 

@@ -6,7 +6,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_probe_read_kernel, generated::bpf_ktime_get_coarse_ns},
+};
 use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
 
 use crate::ctx::{AF_INET, Socket};
@@ -61,6 +64,13 @@ impl Address {
             _ => None,
         }
     }
+}
+
+/// Nanoseconds since the node started, to the tick.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: reads the clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// The same value, of which the verifier knows nothing any more. It follows every

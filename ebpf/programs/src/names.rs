@@ -19,8 +19,6 @@ const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`
 const SO_ORIGINAL_DST: i32 = 80;
-/// How much of a caller's buffer a program is given.
-const PAGE: i32 = 4096;
 
 /// Answers `SO_ORIGINAL_DST` on a socket that was redirected, and leaves every
 /// other answer of the kernel as it is.
@@ -29,33 +27,37 @@ const PAGE: i32 = 4096;
 /// `getorigdst`; a buffer that is too small leaves the kernel's error.
 #[inline(always)]
 pub fn original_destination(call: OptionCall) {
-    if !is_original_dst(call) {
-        if call.length() > PAGE {
-            call.leave_alone();
-        }
-        return;
-    }
-    let Some(destination) = destination_of(call) else {
-        return;
+    let destination = if is_original_dst(call) {
+        destination_of(call)
+    } else {
+        None
     };
-    let answered = if call.level() == SOL_IP {
-        call.answer(SockAddr4 {
+    let answered = destination.is_some_and(|destination| tell(call, &destination));
+    if !answered {
+        call.leave_alone();
+    }
+}
+
+/// Writes the answer. `false` when the caller's buffer is too small.
+#[inline(always)]
+fn tell(call: OptionCall, destination: &Endpoint) -> bool {
+    if call.level() == SOL_IP {
+        let answer = SockAddr4 {
             family: AF_INET as u16,
             port: destination.port.to_be(),
             addr: destination.addr.v4(),
             zero: [0; 2],
-        })
+        };
+        call.answer(answer)
     } else {
-        call.answer(SockAddr6 {
+        let answer = SockAddr6 {
             family: AF_INET6 as u16,
             port: destination.port.to_be(),
             flowinfo: 0,
             addr: destination.addr.words,
             scope: 0,
-        })
-    };
-    if answered {
-        call.succeed();
+        };
+        call.answer(answer)
     }
 }
 
