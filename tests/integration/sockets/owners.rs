@@ -14,10 +14,14 @@ use super::{OUTSIDE, Seen, Sides, call, connect, open, seen};
 /// What an actor writes before what it has seen.
 const SEEN: &str = "seen: ";
 
+/// Tells the test, and stays until it has heard.
 #[expect(clippy::print_stdout, reason = "it is how actors tell their test")]
 fn tell(seen: &Seen) {
     let json = serde_json::to_string(seen).expect("plain data");
     println!("\n{SEEN}{json}");
+    std::io::stdin()
+        .read_line(&mut String::new())
+        .expect("the test keeps the other end");
 }
 
 fn hear(actor: &Process) -> Seen {
