@@ -18,6 +18,7 @@
 //! These are tools of tests: a step that fails panics with the command, its
 //! output and the remedy where there is one.
 
+pub mod actor;
 pub mod agent;
 pub mod bpf;
 pub mod cgroup;
@@ -36,6 +37,8 @@ pub mod owner;
 pub mod probe;
 pub mod process;
 pub mod responder;
+pub mod syscall;
+pub mod uring;
 
 use std::sync::Once;
 
