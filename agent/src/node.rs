@@ -239,6 +239,7 @@ impl Node {
     fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
         let netns = Netns::open(&request.netns)?;
         let cookie = netns.cookie();
+        refuse_nodes_own(&netns)?;
         // From here on changes are reported; then it can be looked at.
         let nsid = self.nsids.of(&netns)?;
         let network = Network::read_with_proxy_source(&netns, &request.settings)?;
@@ -350,7 +351,8 @@ impl Node {
             }
             None => self.clear(cookie, topology),
         }
-        self.pods.remove_lists(compiled);
+        // The new settings may have been in force for a moment.
+        self.grace.remove_later(compiled.clone());
     }
 
     /// Removes everything but the lists from the maps.
@@ -531,4 +533,20 @@ fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
         bail!("another namespace is at {} now", path.display());
     }
     Ok(netns)
+}
+
+/// Redirecting the node's own namespace would take the node off the network, and
+/// every pod that shares it.
+fn refuse_nodes_own(netns: &Netns) -> Result<()> {
+    for own in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+        // Of another process the namespace may be out of sight.
+        if Netns::open(Path::new(own)).is_ok_and(|own| own.cookie() == netns.cookie()) {
+            bail!(
+                "{} is the network namespace of the node itself; a pod on the host network \
+                 is not redirected",
+                netns.path().display()
+            );
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -100,6 +101,10 @@ fn raise_descriptor_limit() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
 }
 
+/// How long after a scan the next one begins, at the earliest: somebody outside
+/// who calls a pod without a proxy must not keep the agent busy.
+const SCAN_PAUSE: Duration = Duration::from_millis(100);
+
 /// Has listeners looked for whenever a program missed them.
 async fn answer_events(mut events: Events, node: NodeHandle) {
     let descriptor = match wait_on(&events) {
@@ -114,6 +119,8 @@ async fn answer_events(mut events: Events, node: NodeHandle) {
         let pods = events.drain();
         if !pods.is_empty() {
             node.find_listeners(pods).await;
+            // Each connection that misses a listener asks again.
+            tokio::time::sleep(SCAN_PAUSE).await;
         }
     }
 }

@@ -1,12 +1,18 @@
 use std::{
     fs, io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixStream as StdStream,
+    },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
 use tokio_util::codec::Framed;
 
 use super::protocol::{Reply, Request, codec, decode, encode};
@@ -50,13 +56,15 @@ impl Server {
         Ok(server)
     }
 
-    /// Answers requests until it is dropped.
+    /// Answers requests until it is dropped, and the conversations with it: each
+    /// of them holds on to the node.
     pub async fn serve(&self, node: NodeHandle) {
+        let mut conversations = JoinSet::new();
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let node = node.clone();
-                    tokio::spawn(async move {
+                    conversations.spawn(async move {
                         if let Err(error) = converse(stream, &node).await {
                             tracing::warn!("a control connection failed: {error:#}");
                         }
@@ -68,6 +76,7 @@ impl Server {
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             }
+            while conversations.try_join_next().is_some() {}
         }
     }
 }
@@ -80,12 +89,16 @@ impl Drop for Server {
     }
 }
 
+/// Removes a socket that nobody serves, and nothing else.
 fn remove_socket(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the socket {shown}"))
         }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(_) => bail!("{shown} is there and is no socket; name another place with --socket"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot look at {shown}")),
     }
 }
 

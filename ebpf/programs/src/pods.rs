@@ -21,7 +21,9 @@ pub fn here() -> NetnsCookie {
 /// none of our business.
 #[inline(always)]
 pub fn settings<'a>(netns: NetnsCookie) -> Option<&'a PodSettings> {
-    // SAFETY: the agent replaces settings as a whole, by another element, and
-    // an element stays for as long as the program that looked it up runs.
+    // SAFETY: the element is memory of the map for as long as the program runs,
+    // and any bits are settings. The agent replaces settings as a whole, by
+    // another element; the kernel may give the old one to another pod while a
+    // program that looked it up just before still runs.
     unsafe { PODS.get(netns) }
 }
