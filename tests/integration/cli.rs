@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -113,6 +113,58 @@ fn a_second_agent_on_the_same_socket_does_not_start() {
     );
     assert_eq!(settings_of(&agent).len(), 1);
     lab.assert_redirected();
+}
+
+#[test]
+fn a_second_agent_on_the_same_pins_does_not_start() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let _proxy = lab.proxy();
+    let other = temp_dir("other");
+
+    let ran = run(Command::new(binary())
+        .arg("run")
+        .arg("--socket")
+        .arg(other.path().join("shunt.sock"))
+        .arg("--cgroup")
+        .arg(lab.node.cgroup().path())
+        .arg("--bpffs")
+        .arg(agent.place().bpffs()));
+
+    assert_refused(&ran, "--bpffs");
+    assert!(agent.place().bpffs().join("PODS").exists());
+    lab.assert_redirected();
+}
+
+#[test]
+fn a_file_in_the_place_of_the_socket_is_left_alone() {
+    let lab = Lab::new();
+    let place = shunt_tests::agent::Place::new(lab.node.cgroup());
+    fs::write(place.socket(), "precious").expect("our own directory");
+
+    let ran = run(&mut place.run_command());
+
+    assert_refused(&ran, "is no socket");
+    let kept = fs::read_to_string(place.socket()).expect("it is still there");
+    assert_eq!(kept, "precious");
+}
+
+#[test]
+fn an_agent_ends_while_a_client_is_connected() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let _idle = UnixStream::connect(agent.place().socket()).expect("it serves");
+    // Waits for its end, and fails when there is none.
+    agent.stop();
+}
+
+#[test]
+fn the_namespace_of_the_node_is_not_enrolled() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let ran = run(&mut agent.enroll_command(Path::new("/proc/1/ns/net"), &ISTIO_DEFAULTS));
+    assert_refused(&ran, "of the node itself");
+    assert_eq!(settings_of(&agent).len(), 0);
 }
 
 #[test]
