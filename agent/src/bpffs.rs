@@ -2,12 +2,15 @@
 //! pods share them.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
@@ -24,6 +27,9 @@ pub struct PinDir {
     mounted: bool,
     /// There was nothing at `path` before.
     is_new: bool,
+    /// Keeps other agents out: they would take these pins for stale ones. Given
+    /// up by the kernel however the agent ends.
+    lock: Option<Flock<File>>,
 }
 
 impl PinDir {
@@ -42,6 +48,7 @@ impl PinDir {
             names,
             mounted: false,
             is_new,
+            lock: None,
         };
         if made.is_err() || !is_bpffs(path)? {
             let at = dir.mount_point(made)?;
@@ -63,6 +70,7 @@ impl PinDir {
             fs::create_dir_all(path)
                 .with_context(|| format!("cannot make {} on the bpffs", path.display()))?;
         }
+        dir.lock = Some(lock(path)?);
         dir.clear()?;
         Ok(dir)
     }
@@ -101,6 +109,10 @@ impl PinDir {
 
 impl Drop for PinDir {
     fn drop(&mut self) {
+        // Somebody else's pins, when the lock was not to be had.
+        if self.lock.is_none() {
+            return;
+        }
         let cleared = self.clear().and_then(|()| {
             if self.mounted {
                 umount2(&self.path, MntFlags::MNT_DETACH)?;
@@ -114,6 +126,17 @@ impl Drop for PinDir {
             tracing::warn!(path = %self.path.display(), "cannot clean the bpffs up: {error:#}");
         }
     }
+}
+
+fn lock(path: &Path) -> Result<Flock<File>> {
+    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_dir, errno)| match errno {
+        Errno::EWOULDBLOCK => anyhow!(
+            "another agent keeps its maps at {}; stop it first, or give this one its own --bpffs",
+            path.display()
+        ),
+        other => anyhow!(other).context(format!("cannot lock {}", path.display())),
+    })
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {

@@ -255,12 +255,12 @@ impl Node {
                 ids: &ids,
             },
         );
-        let before = self.enrolled.remove(&cookie);
+        let mut before = self.enrolled.remove(&cookie);
         let nothing = Topology::default();
         let old = before.as_ref().map_or(&nothing, |pod| &pod.topology);
         let done = self
             .prepare(cookie, &compiled, old, &topology)
-            .and_then(|()| self.put_in_force(&netns, &compiled, before.as_ref()));
+            .and_then(|()| self.put_in_force(&netns, &compiled, &topology, before.as_mut()));
         match done {
             Ok(program) => {
                 let program = match before {
@@ -308,19 +308,25 @@ impl Node {
 
     /// Puts settings in force: outbound with the settings, then the listeners
     /// that are already there, and only when they are known inbound, so that a
-    /// proxy in service misses no connection.
+    /// proxy in service misses no connection. What is forwarded comes last.
     fn put_in_force(
         &mut self,
         netns: &Netns,
         compiled: &Compiled,
-        before: Option<&Pod>,
+        topology: &Topology,
+        before: Option<&mut Pod>,
     ) -> Result<Option<PodProgram>> {
         self.pods.put_in_force(netns.cookie(), &compiled.pod)?;
         self.datapath.scan_listeners(netns)?;
-        if before.is_some() {
+        if let Some(pod) = before {
+            let program = &mut pod.program;
+            self.datapath.follow_interfaces(netns, program, topology)?;
             return Ok(None);
         }
-        self.datapath.attach_pod(netns).map(Some)
+        let mut program = self.datapath.attach_pod(netns)?;
+        self.datapath
+            .follow_interfaces(netns, &mut program, topology)?;
+        Ok(Some(program))
     }
 
     /// After a failure: as it was before the request.
@@ -454,6 +460,8 @@ impl Node {
             pod.topology = topology;
             tracing::debug!(netns = %pod.path.display(), cookie, "the network has changed");
         }
+        self.datapath
+            .follow_interfaces(netns, &mut pod.program, &pod.topology)?;
         let settings = pod.compiled.with_families(network.families(&pod.settings));
         if settings != pod.compiled.pod {
             self.pods.put_in_force(cookie, &settings)?;
@@ -494,7 +502,7 @@ impl Node {
         programs.extend(
             self.enrolled
                 .values()
-                .map(|pod| pod.program.describe(&pod.path)),
+                .flat_map(|pod| pod.program.describe(&pod.path)),
         );
         let pods = self
             .enrolled

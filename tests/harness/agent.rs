@@ -151,7 +151,20 @@ impl Agent {
     ///
     /// As [`start`](Self::start).
     pub fn start_in(place: Place) -> Self {
-        let process = Process::spawn("shunt run", &mut place.run_command());
+        Self::start_with(place, &[])
+    }
+
+    /// The same with maps of another size, each written `NAME=ENTRIES`.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
+        let mut command = place.run_command();
+        for limit in map_limits {
+            command.args(["--map-limit", limit]);
+        }
+        let process = Process::spawn("shunt run", &mut command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }
     }
@@ -244,6 +257,20 @@ impl Agent {
     #[track_caller]
     pub fn unenroll(&self, netns: &Netns) {
         self.must(self.cli().arg("unenroll").arg("--netns").arg(netns.path()));
+    }
+
+    /// How many connections of all pods have met an error, by its name in
+    /// `shunt status`.
+    ///
+    /// # Panics
+    ///
+    /// As [`status`](Self::status).
+    #[track_caller]
+    pub fn errors(&self, name: &str) -> u64 {
+        let status = self.status();
+        let pods = status["pods"].as_array().expect("status lists pods");
+        let counts = pods.iter().map(|pod| &pod["counters"]["errors"][name]);
+        counts.filter_map(Value::as_u64).sum()
     }
 
     /// What `shunt status --output json` says.

@@ -18,6 +18,7 @@
 //! These are tools of tests: a step that fails panics with the command, its
 //! output and the remedy where there is one.
 
+pub mod actor;
 pub mod agent;
 pub mod bpf;
 pub mod cgroup;
@@ -36,10 +37,14 @@ pub mod owner;
 pub mod probe;
 pub mod process;
 pub mod responder;
+pub mod syscall;
+pub mod uring;
 
 use std::sync::Once;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+// The integration tests use it, which have the dependencies of this package.
+use shunt_istio_rules as _;
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;

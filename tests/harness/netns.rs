@@ -87,6 +87,21 @@ impl Netns {
         output_with_input(&mut command, batch);
     }
 
+    /// Sets a kernel parameter of it, such as `net.ipv4.ip_forward`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        // Which namespace's parameters /proc/sys shows is decided by the
+        // thread that opens the file.
+        self.run(|| {
+            std::fs::write(&path, value)
+                .unwrap_or_else(|error| panic!("cannot set {path} to {value:?}: {error}"));
+        });
+    }
+
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.
     ///
     /// # Panics

@@ -99,6 +99,18 @@ impl Node {
     }
 }
 
+impl Node {
+    /// A namespace with nothing but its loopback interface: a machine that hangs
+    /// on something else than the bridge.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn machine(&self, purpose: &str) -> Netns {
+        Netns::new(purpose, Arc::clone(&self.cgroup))
+    }
+}
+
 impl Default for Node {
     fn default() -> Self {
         Self::new()
@@ -129,13 +141,7 @@ impl Pod {
     ///
     /// When the kernel refuses.
     pub fn sysctl(&self, name: &str, value: &str) {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        // Which namespace's parameters /proc/sys shows is decided by the
-        // thread that opens the file.
-        self.netns.run(|| {
-            std::fs::write(&path, value)
-                .unwrap_or_else(|error| panic!("cannot set {path} to {value:?}: {error}"));
-        });
+        self.netns.sysctl(name, value);
     }
 
     /// How many connections the connection tracking of this pod knows.

@@ -7,7 +7,7 @@ pub(crate) const PORT: u16 = 80;
 
 /// A pod that an agent may redirect, without a proxy yet.
 pub(crate) struct Lab {
-    _outside: Responder,
+    outside: Responder,
     _application: Responder,
     pub(crate) pod: Pod,
     pub(crate) node: Node,
@@ -18,11 +18,16 @@ impl Lab {
         let node = Node::new();
         let pod = node.pod("pod");
         Self {
-            _outside: Responder::start(node.netns(), Owner::APP, &[PORT]),
+            outside: Responder::start(node.netns(), Owner::APP, &[PORT]),
             _application: Responder::start(pod.netns(), Owner::APP, &[PORT]),
             pod,
             node,
         }
+    }
+
+    /// The host outside.
+    pub(crate) fn outside(&self) -> &Responder {
+        &self.outside
     }
 
     /// An agent for this lab, which has enrolled nothing yet.

@@ -1,5 +1,6 @@
 //! The programs and maps in the kernel: the only part that talks to aya.
 
+mod forward;
 mod offsets;
 mod pods;
 mod preflight;
@@ -19,11 +20,12 @@ use aya::{
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
+use self::forward::Forwarding;
 pub use self::{
     pods::{CounterReport, Pods},
     preflight::check,
 };
-use crate::{bpffs::PinDir, netns::Netns};
+use crate::{bpffs::PinDir, netns::Netns, network::Topology};
 
 /// The programs of the node.
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-node"));
@@ -38,13 +40,16 @@ const MAPS: &[&str] = &[
     "COUNTERS",
     "EVENTS",
     "FLOWS",
+    "FORWARDED",
     "INTERFACES",
     "LISTENERS",
+    "LOOKING",
     "ORIGINAL_DST",
     "PODS",
     "PORTS",
     "QUESTIONS",
     "ROUTES",
+    "SERVED",
 ];
 
 /// The programs that hang on the cgroup root.
@@ -217,11 +222,7 @@ impl Datapath {
     pub fn attach_pod(&mut self, netns: &Netns) -> Result<PodProgram> {
         // The loader keeps what it is given: eight bytes for each pod.
         let cookie: &'static NetnsCookie = Box::leak(Box::new(netns.cookie()));
-        let mut object = self
-            .loader
-            .override_global("NETNS", cookie, true)
-            .load(POD_OBJECT)
-            .context("the kernel does not take the pod's program")?;
+        let mut object = self.pod_object(cookie)?;
         let program: &mut SkLookup = typed(
             object
                 .program_mut("shunt_lookup")
@@ -240,7 +241,42 @@ impl Datapath {
         // The link keeps the program, and the program its maps: the object's
         // descriptors, a dozen for each pod, are not needed any longer.
         let link = program.take_link(link).context("cannot keep the program")?;
-        Ok(PodProgram { id, _link: link })
+        Ok(PodProgram {
+            id,
+            cookie,
+            forwarding: Forwarding::default(),
+            _link: link,
+        })
+    }
+
+    /// Attaches copies of the forwarding programs to the interfaces of a
+    /// namespace that its topology says are virtual, and detaches them from those
+    /// that are not any more.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then those that were attached before stay.
+    pub fn follow_interfaces(
+        &mut self,
+        netns: &Netns,
+        pod: &mut PodProgram,
+        topology: &Topology,
+    ) -> Result<()> {
+        let wanted = topology.virtual_interfaces();
+        if pod.forwarding.lacks(&wanted) {
+            let mut object = self.pod_object(pod.cookie)?;
+            pod.forwarding.attach(&mut object, netns, &wanted)?;
+        }
+        pod.forwarding.retain(&wanted);
+        Ok(())
+    }
+
+    /// The programs of a pod, none of them in the kernel yet.
+    fn pod_object(&mut self, cookie: &'static NetnsCookie) -> Result<Ebpf> {
+        self.loader
+            .override_global("NETNS", cookie, true)
+            .load(POD_OBJECT)
+            .context("the kernel does not take the maps of the pod's programs")
     }
 
     /// Finds the listeners of a namespace that called listen() before it was
@@ -308,20 +344,25 @@ impl Datapath {
     }
 }
 
-/// The inbound program of one pod. Dropping it detaches it.
+/// The programs of one pod. Dropping it detaches them.
 pub struct PodProgram {
     id: u32,
+    cookie: &'static NetnsCookie,
+    forwarding: Forwarding,
     _link: SkLookupLink,
 }
 
 impl PodProgram {
-    /// The program, as `bpftool` shows it.
-    pub fn describe(&self, netns: &Path) -> KernelObject {
-        KernelObject {
+    /// The programs, as `bpftool` shows them.
+    pub fn describe(&self, netns: &Path) -> Vec<KernelObject> {
+        let lookup = KernelObject {
             name: "shunt_lookup".to_owned(),
             id: self.id,
             attached_to: Some(netns.display().to_string()),
-        }
+        };
+        let mut programs = vec![lookup];
+        programs.extend(self.forwarding.describe(netns));
+        programs
     }
 }
 

@@ -12,8 +12,8 @@ use aya::{
     util::nr_cpus,
 };
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, InterfaceKey, NetnsCookie, PodSettings, PortChunk,
-    PortChunkKey, RULE_SLOTS, Route, RouteKey,
+    CidrKey, Counters, ERROR_COUNT, ErrorCode, Interface, InterfaceKey, NetnsCookie, PodSettings,
+    PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey,
 };
 use shunt_decide::Rule;
 
@@ -28,7 +28,7 @@ pub struct Pods {
     ports: HashMap<MapData, PortChunkKey, PortChunk>,
     cidrs: LpmTrie<MapData, CidrKey, u32>,
     routes: LpmTrie<MapData, RouteKey, Route>,
-    interfaces: HashMap<MapData, InterfaceKey, u32>,
+    interfaces: HashMap<MapData, InterfaceKey, Interface>,
     counters: PerCpuHashMap<MapData, NetnsCookie, Counters>,
 }
 
@@ -136,9 +136,9 @@ impl Pods {
 
     /// Writes what `new` has that `old` has not, or has otherwise.
     fn write_changed(&mut self, pod: NetnsCookie, old: &Topology, new: &Topology) -> Result<()> {
-        for (index, bits) in changed(&old.interfaces, &new.interfaces) {
+        for (index, interface) in changed(&old.interfaces, &new.interfaces) {
             self.interfaces
-                .insert(InterfaceKey::new(pod, *index), bits, 0)
+                .insert(InterfaceKey::new(pod, *index), interface, 0)
                 .context("no room for the interfaces of another pod")?;
         }
         for (prefix, route) in changed(&old.routes, &new.routes) {

@@ -11,15 +11,14 @@ use shunt_abi::Addr;
 /// The addresses in the order of a dump of all families: IPv4 first, each family
 /// by interface. That is how Go's `net.InterfaceAddrs` has them, from which
 /// istio-iptables concludes whether the pod is one of IPv6.
-pub(super) async fn read(handle: &Handle) -> Result<Vec<IpAddr>> {
-    let messages: Vec<AddressMessage> = handle
+pub(super) async fn read(handle: &Handle) -> Result<Vec<AddressMessage>> {
+    handle
         .address()
         .get()
         .execute()
         .try_collect()
         .await
-        .context("cannot list the addresses")?;
-    Ok(messages.iter().filter_map(address).collect())
+        .context("cannot list the addresses")
 }
 
 /// The index of lo, in every namespace (`LOOPBACK_IFINDEX`).
@@ -36,7 +35,7 @@ pub(super) async fn add_proxy_source(handle: Handle) -> Result<()> {
 }
 
 /// The address itself: where an interface has a peer, `Address` is the peer's.
-fn address(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn own(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
         if let AddressAttribute::Local(own) = attribute {
@@ -67,16 +66,13 @@ mod tests {
             AddressAttribute::Address(peer),
             AddressAttribute::Local(own),
         ];
-        assert_eq!(address(&message(both.to_vec())), Some(own));
+        assert_eq!(super::own(&message(both.to_vec())), Some(own));
     }
 
     #[test]
     fn ipv6_says_only_the_address() {
         let ip: IpAddr = "fd00::5".parse().expect("a literal");
-        assert_eq!(
-            address(&message(vec![AddressAttribute::Address(ip)])),
-            Some(ip)
-        );
-        assert_eq!(address(&message(Vec::new())), None);
+        assert_eq!(own(&message(vec![AddressAttribute::Address(ip)])), Some(ip));
+        assert_eq!(own(&message(Vec::new())), None);
     }
 }

@@ -12,13 +12,18 @@ mod nsid;
 mod routes;
 mod watch;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result};
+use netlink_packet_route::address::AddressMessage;
 use rtnetlink::Handle;
-use shunt_abi::{Addr, Hairpin};
+use shunt_abi::{Addr, Hairpin, INTERFACE_VIRTUAL, Interface};
 
 pub use self::{
+    interfaces::{Link, OwnAddresses},
     nsid::{Nsid, Nsids},
     routes::{RouteTable, route_key},
     watch::{Changes, Watch},
@@ -35,8 +40,10 @@ pub struct Network {
     pub routes: RouteTable,
     /// Its addresses, in the order in which Istio looks at them.
     pub addresses: Vec<IpAddr>,
-    /// The names of its interfaces, by index.
-    pub interfaces: BTreeMap<u32, String>,
+    /// Its interfaces, by index.
+    pub interfaces: BTreeMap<u32, Link>,
+    /// The addresses that stand for them.
+    pub own_addresses: BTreeMap<u32, OwnAddresses>,
 }
 
 impl Network {
@@ -88,7 +95,7 @@ impl Network {
     pub fn topology(&self, settings: &Settings) -> Topology {
         Topology {
             routes: self.routes.clone(),
-            interfaces: interfaces::marks(&self.interfaces, settings),
+            interfaces: interfaces::marks(&self.interfaces, &self.own_addresses, settings),
         }
     }
 }
@@ -98,8 +105,19 @@ impl Network {
 pub struct Topology {
     /// The entries of the trie `ROUTES`.
     pub routes: RouteTable,
-    /// The entries of the map `INTERFACES`: index to `INTERFACE_…` bits.
-    pub interfaces: BTreeMap<u32, u32>,
+    /// The entries of the map `INTERFACES`, by index.
+    pub interfaces: BTreeMap<u32, Interface>,
+}
+
+impl Topology {
+    /// The indices of the interfaces that lead to virtual machines.
+    pub fn virtual_interfaces(&self) -> BTreeSet<u32> {
+        self.interfaces
+            .iter()
+            .filter(|(_, interface)| interface.flags & INTERFACE_VIRTUAL != 0)
+            .map(|(index, _)| *index)
+            .collect()
+    }
 }
 
 /// Asks the kernel by a netlink socket of the namespace, which is closed when
@@ -128,9 +146,11 @@ where
 }
 
 async fn read_current(handle: Handle) -> Result<Network> {
+    let addresses: Vec<AddressMessage> = addresses::read(&handle).await?;
     Ok(Network {
         interfaces: interfaces::read(&handle).await?,
-        addresses: addresses::read(&handle).await?,
+        own_addresses: interfaces::own_addresses(&addresses),
+        addresses: addresses.iter().filter_map(addresses::own).collect(),
         routes: routes::read(&handle).await?,
     })
 }

@@ -53,11 +53,24 @@ pub enum ErrorCode {
     /// connect fails with ENETUNREACH, from a socket bound to 127/8 with EINVAL,
     /// which is what it gets without shunt.
     NoRoute = 8,
+    /// A packet that is forwarded from a virtual interface (`-k`) cannot be
+    /// redirected because its TCP header cannot be found: it is a fragment, cut
+    /// short, or of a link layer that is not known. It is dropped.
+    ForwardUnreadable = 9,
+    /// A packet from a virtual interface cannot be redirected because the
+    /// interface has no address of its family. It is dropped, as by `REDIRECT`.
+    ForwardNoAddress = 10,
+    /// A packet from a virtual interface could not be redirected: no room in
+    /// `FORWARDED`, or it could not be written to. It is dropped.
+    ForwardFailed = 11,
+    /// A connection from a virtual interface comes from a port that still has
+    /// another connection, to another destination. Its packet is dropped.
+    ForwardCollision = 12,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::RememberFailed,
         Self::BindFailed,
         Self::OwnerUnknown,
@@ -67,6 +80,10 @@ impl ErrorCode {
         Self::ProxyAway,
         Self::AssignFailed,
         Self::NoRoute,
+        Self::ForwardUnreadable,
+        Self::ForwardNoAddress,
+        Self::ForwardFailed,
+        Self::ForwardCollision,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -81,6 +98,10 @@ impl ErrorCode {
             Self::ProxyAway => "proxy_away",
             Self::AssignFailed => "assign_failed",
             Self::NoRoute => "no_route",
+            Self::ForwardUnreadable => "forward_unreadable",
+            Self::ForwardNoAddress => "forward_no_address",
+            Self::ForwardFailed => "forward_failed",
+            Self::ForwardCollision => "forward_collision",
         }
     }
 }

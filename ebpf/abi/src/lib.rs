@@ -34,8 +34,8 @@ pub use lists::{
 pub use offsets::KernelOffsets;
 pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, NOBODY, PodSettings, flags};
 pub use routes::{
-    INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, InterfaceKey, ROUTE_KEY_BITS, ROUTE_LOCAL,
-    ROUTE_UNREACHABLE, Route, RouteKey,
+    INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, Interface, InterfaceKey, LINK_HEADER_UNKNOWN,
+    ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
 };
 
 /// The kernel's name of a network namespace: never reused while the node runs

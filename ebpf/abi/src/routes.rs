@@ -70,7 +70,25 @@ impl InterfaceKey {
     }
 }
 
-/// Bit of a value of the map `INTERFACES`: the pod excludes it (`-c`).
+/// Value of the map `INTERFACES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// [`INTERFACE_EXCLUDED`] and [`INTERFACE_VIRTUAL`].
+    pub flags: u32,
+    /// How many bytes of its packets come before the IP header
+    /// ([`LINK_HEADER_UNKNOWN`] where the agent cannot tell).
+    pub link_header: u32,
+    /// Its first IPv4 address; unspecified where it has none.
+    pub v4: Addr,
+    /// Its first IPv6 address; unspecified where it has none.
+    pub v6: Addr,
+}
+
+/// The packets of this interface cannot be read.
+pub const LINK_HEADER_UNKNOWN: u32 = u32::MAX;
+
+/// Bit of [`Interface::flags`]: the pod excludes it (`-c`).
 pub const INTERFACE_EXCLUDED: u32 = 1 << 0;
-/// Bit of a value of the map `INTERFACES`: it leads to a virtual machine (`-k`).
+/// Bit of [`Interface::flags`]: it leads to a virtual machine (`-k`).
 pub const INTERFACE_VIRTUAL: u32 = 1 << 1;

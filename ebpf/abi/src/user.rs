@@ -1,8 +1,8 @@
 //! The agent's side: which of these types may be read from and written to maps.
 
 use crate::{
-    Addr, CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, KernelOffsets, ListenerKey,
-    PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
+    Addr, CidrKey, Counters, Endpoint, Event, FlowKey, Interface, InterfaceKey, KernelOffsets,
+    ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
 };
 
 macro_rules! pod {
@@ -22,6 +22,7 @@ pod!(
     Endpoint,
     Event,
     FlowKey,
+    Interface,
     InterfaceKey,
     KernelOffsets,
     ListenerKey,
@@ -40,6 +41,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<Event>() == 16);
     assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<Interface>() == 40);
     assert!(size_of::<InterfaceKey>() == 16);
     assert!(size_of::<KernelOffsets>() == 48);
     assert!(size_of::<ListenerKey>() == 16);

@@ -10,14 +10,14 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
-use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie};
+use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, flags};
 
 use crate::{
     counters,
     ctx::{Socket, TcpEvent},
     facts::loopback_like,
     listeners,
-    maps::{ASKED, FLOWS, ORIGINAL_DST},
+    maps::{ASKED, FLOWS, FORWARDED, ORIGINAL_DST},
     pods,
 };
 
@@ -87,6 +87,14 @@ fn withdraw(event: TcpEvent, socket: Socket) {
 #[inline(always)]
 fn take(event: TcpEvent, socket: Socket) {
     let port = event.local_port();
+    let netns = event.netns();
+    let Some(settings) = pods::settings(netns) else {
+        return;
+    };
+    let key = flow(netns, &event.remote(), &event.local());
+    if settings.has(flags::INTERFACES) {
+        take_forwarded(netns, &key, socket);
+    }
     if ORIGINAL_DST
         .get(socket)
         .is_some_and(|kept| kept.port != port)
@@ -94,11 +102,9 @@ fn take(event: TcpEvent, socket: Socket) {
         // Steered here by sk_lookup: its own local address is the answer.
         return;
     }
-    let netns = event.netns();
-    if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
+    if !settings.is_proxy_port(port) {
         return;
     }
-    let key = flow(netns, &event.remote(), &event.local());
     // SAFETY: an element is written once and removed by the two ends of one
     // connection; this is one of them, the other still waits.
     let Some(asked) = (unsafe { FLOWS.get(key) }).copied() else {
@@ -110,8 +116,24 @@ fn take(event: TcpEvent, socket: Socket) {
     let _ = FLOWS.remove(key);
 }
 
+/// The same for a connection from a virtual interface, whose client has no
+/// socket here.
 #[inline(always)]
-fn flow(cookie: NetnsCookie, client: &Endpoint, server: &Endpoint) -> FlowKey {
+fn take_forwarded(netns: NetnsCookie, key: &FlowKey, socket: Socket) {
+    // SAFETY: an element is replaced as a whole; one that is given to another
+    // connection meanwhile is that of another key.
+    let Some(asked) = (unsafe { FORWARDED.get(key) }).copied() else {
+        return;
+    };
+    if ORIGINAL_DST.set(socket, asked).is_err() {
+        counters::failed(netns, ErrorCode::KeepFailed);
+    }
+    let _ = FORWARDED.remove(key);
+}
+
+/// The key of a connection.
+#[inline(always)]
+pub const fn flow(cookie: NetnsCookie, client: &Endpoint, server: &Endpoint) -> FlowKey {
     FlowKey {
         cookie,
         client: client.addr,

@@ -5,7 +5,9 @@
 //! [`handshake`] carries the asked-for destination over to the accepted socket,
 //! [`names`] answers who the peer and the original destination are; what comes
 //! from outside the pod is steered by [`lookup`] to a listener that
-//! [`listeners`] knows. [`maps`] says who writes and who reads which map;
+//! [`listeners`] knows. What a virtual machine behind the pod sends is brought to
+//! the proxy by [`forward`], which reads and rewrites it by [`packet`].
+//! [`maps`] says who writes and who reads which map;
 //! [`ctx`], [`kernel`] and
 //! [`storage`] are the only ones that touch raw pointers of the kernel.
 #![no_std]
@@ -15,6 +17,7 @@ pub mod counters;
 pub mod ctx;
 pub mod datagram;
 pub mod facts;
+pub mod forward;
 pub mod handshake;
 pub mod kernel;
 pub mod listeners;
@@ -22,5 +25,6 @@ pub mod lists;
 pub mod lookup;
 pub mod maps;
 pub mod names;
+pub mod packet;
 pub mod pods;
 pub mod storage;

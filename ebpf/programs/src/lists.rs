@@ -4,8 +4,8 @@ use core::ptr;
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use shunt_abi::{
-    Addr, CidrKey, CidrList, InterfaceKey, LIST_KEY_BITS, NetnsCookie, PodSettings, PortChunkKey,
-    PortList, ROUTE_KEY_BITS, Route, RouteKey, flags,
+    Addr, CidrKey, CidrList, Interface, InterfaceKey, LIST_KEY_BITS, NetnsCookie, PodSettings,
+    PortChunkKey, PortList, ROUTE_KEY_BITS, Route, RouteKey, flags,
 };
 use shunt_decide::Lists;
 
@@ -56,9 +56,16 @@ pub fn interface(netns: NetnsCookie, settings: &PodSettings, ifindex: u32) -> u3
     if !settings.has(flags::INTERFACES) {
         return 0;
     }
+    marked_interface(netns, ifindex).map_or(0, |interface| interface.flags)
+}
+
+/// An interface that the pod's settings speak of.
+#[inline(always)]
+pub fn marked_interface<'a>(netns: NetnsCookie, ifindex: u32) -> Option<&'a Interface> {
     let key = InterfaceKey::new(netns, ifindex);
-    // SAFETY: a word is read in one go, whoever writes it.
-    unsafe { INTERFACES.get(key) }.copied().unwrap_or(0)
+    // SAFETY: the agent replaces an element as a whole, by another one, and an
+    // element stays for as long as the program that looked it up runs.
+    unsafe { INTERFACES.get(key) }
 }
 
 /// aya's key of a trie, aligned: as a packed structure it would be put together

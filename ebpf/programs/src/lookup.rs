@@ -1,25 +1,20 @@
 //! A packet from outside the pod looks for a listener.
 
-use aya_ebpf::{Global, programs::SkLookupContext};
+use aya_ebpf::programs::SkLookupContext;
 use shunt_abi::{
     Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
-    ListenerKind, NetnsCookie, PodSettings, ROUTE_LOCAL,
+    ListenerKind, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
 };
 use shunt_decide::{Inbound, inbound};
 
 use crate::{
     counters,
     ctx::{AF_INET, Arrival, TCP},
-    handshake,
+    forward, handshake,
     lists::{self, PodLists},
     maps::{EVENTS, LISTENERS},
     pods,
 };
-
-/// The namespace that this copy of the program is attached to. No helper tells
-/// an `sk_lookup` program where it runs, so each pod gets a copy of its own.
-#[unsafe(no_mangle)]
-static NETNS: Global<NetnsCookie> = Global::new(0);
 
 /// What becomes of a packet that looks for a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,12 +33,15 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     if arrival.protocol() != TCP {
         return Outcome::Untouched;
     }
-    let netns = NETNS.load();
+    let netns = pods::here();
     let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
     let local = arrival.local();
     let remote = arrival.remote();
+    if settings.has(flags::INTERFACES) && forward::is_look(&remote) {
+        return Outcome::Untouched;
+    }
     // The interface does not tell: for the pod's own address it is eth0's. An
     // own source can only come from inside; from outside it is a martian.
     let from_self =

@@ -7,12 +7,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC},
-    btf_maps::{HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
     macros::btf_map,
 };
 use shunt_abi::{
-    Asked, CidrKey, Counters, Endpoint, Event, FlowKey, InterfaceKey, ListenerKey, NetnsCookie,
-    PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
+    Asked, CidrKey, Counters, Endpoint, Event, FlowKey, Interface, InterfaceKey, ListenerKey,
+    NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
 };
 
 use crate::storage::SocketStorage;
@@ -45,10 +45,10 @@ pub static CIDRS: LpmTrie<CidrKey, u32, 16_777_216> = LpmTrie::new();
 pub static ROUTES: LpmTrie<RouteKey, Route, 4_194_304> = LpmTrie::new();
 
 /// The pods' interfaces that are excluded or virtual. Written by the agent, kept
-/// current from rtnetlink; read by `connect` and `sk_lookup`, for pods that have
-/// such.
+/// current from rtnetlink; read by `connect`, `sk_lookup` and the classifiers, for
+/// pods that have such.
 #[btf_map]
-pub static INTERFACES: HashMap<InterfaceKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
+pub static INTERFACES: HashMap<InterfaceKey, Interface, 16_384, NO_PREALLOC> = HashMap::new();
 
 /// The proxies' listeners. Written by `sock_ops` when a proxy calls listen() and
 /// by the iterator for those that did before; read by `sk_lookup`. The kernel
@@ -61,6 +61,28 @@ pub static LISTENERS: SockHash<ListenerKey, 65_536> = SockHash::new();
 /// deleted on the proxy's; deleted when the application's socket closes.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Endpoint, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// Connections from virtual interfaces that no socket of the proxy knows the
+/// original destination of: those under way, and those that are to be refused.
+/// Written by the classifier of what arrives; read by the one of what leaves;
+/// taken out by `sock_ops` when the proxy's side is established.
+///
+/// The other side of these is no socket here, whose end would take an entry away:
+/// so the kernel drops the oldest when there is no room. That loses a SYN-ACK,
+/// never a redirection, and the next SYN writes the entry again.
+#[btf_map]
+pub static FORWARDED: LruHashMap<FlowKey, Endpoint, 16_384> = LruHashMap::new();
+
+/// Connections that somebody has opened to what is behind a virtual interface:
+/// the answers are let through. Written and read by the classifiers. When the
+/// kernel drops one because there is no room, its connection is reset.
+#[btf_map]
+pub static SERVED: LruHashMap<FlowKey, u32, 16_384> = LruHashMap::new();
+
+/// Whose socket the classifier of what arrives looks for right now, on this
+/// processor. Written by it; read by `sk_lookup`, which that look may run.
+#[btf_map]
+pub static LOOKING: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
 
 /// What the application asked for, kept with its socket. Written by `connect`;
 /// read by `sock_ops`, `recvmsg` and `getpeername`.

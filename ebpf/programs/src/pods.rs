@@ -1,8 +1,21 @@
 //! The settings of enrolled namespaces: what every program asks first.
 
+use aya_ebpf::Global;
 use shunt_abi::{NetnsCookie, PodSettings};
 
 use crate::maps::PODS;
+
+/// The namespace that this copy of a pod's programs is attached to. No helper
+/// tells an `sk_lookup` program where it runs, nor a classifier before Linux
+/// 6.11, so each pod gets copies of its own.
+#[unsafe(no_mangle)]
+static NETNS: Global<NetnsCookie> = Global::new(0);
+
+/// The namespace of a pod's own program.
+#[inline(always)]
+pub fn here() -> NetnsCookie {
+    NETNS.load()
+}
 
 /// The settings of a namespace, `None` when it is not enrolled and therefore
 /// none of our business.

@@ -1,0 +1,81 @@
+//! From outside to the proxy's listener.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use shunt_tests::{Owner, Responder, deadline::wait_until};
+use socket2::Domain;
+
+use super::{MEMORY, NO_MEMORY, SOCKET_MEMORY, enrolled_with, open};
+use crate::lab::Lab;
+
+#[test]
+fn without_a_listener_connections_are_refused() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    assert_eq!(lab.inbound(), "refused");
+    assert_eq!(agent.errors("proxy_away"), 1);
+    // The application's own side is refused by the kernel: no program has failed.
+    assert_eq!(lab.outbound(), "refused");
+    assert_eq!(agent.errors("proxy_away"), 1);
+}
+
+/// There is a slot for the first of the proxy's ports, and none for the second.
+#[test]
+fn a_listener_that_finds_no_room_gets_no_connections() {
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &["LISTENERS=1"]);
+    let first = Responder::start(lab.pod.netns(), Owner::PROXY, &[15001]);
+    assert_eq!(agent.errors("listener_failed"), 0);
+
+    let _second = Responder::start(lab.pod.netns(), Owner::PROXY, &[15006]);
+
+    assert_eq!(agent.errors("listener_failed"), 1);
+    assert_eq!(lab.inbound(), "refused");
+    assert!(agent.errors("proxy_away") > 0);
+    // Outbound the kernel finds the listener itself.
+    assert_eq!(lab.outbound(), "pod:15001");
+
+    // With room it is found: the refused call has the agent look for it.
+    drop(first);
+    wait_until("the listener to be found", || {
+        let seen = lab.inbound();
+        assert_ne!(seen, "pod:80", "it went out directly");
+        (seen == "pod:15006").then_some(()).ok_or(seen)
+    });
+}
+
+#[test]
+fn a_listener_that_cannot_be_remembered_gets_no_connections() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
+    let _proxy = lab.proxy();
+    assert!(agent.errors("listener_failed") > 0);
+    assert_eq!(lab.inbound(), "refused");
+    assert!(agent.errors("proxy_away") > 0);
+
+    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+
+    wait_until("the listener to be found", || {
+        let seen = lab.inbound();
+        assert_ne!(seen, "pod:80", "it went out directly");
+        (seen == "pod:15006").then_some(()).ok_or(seen)
+    });
+}
+
+/// A proxy that takes IPv6 only does not get IPv4, and nobody else does.
+#[test]
+fn a_listener_that_cannot_take_the_packet_gets_no_connections() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let _listener = lab.pod.netns().run(|| {
+        let listener = open(Domain::IPV6, Owner::PROXY);
+        listener.set_only_v6(true).expect("an open socket");
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15006));
+        listener.bind(&any.into()).expect("a free port");
+        listener.listen(8).expect("a bound socket");
+        listener
+    });
+    assert_eq!(lab.inbound(), "refused");
+    assert_eq!(agent.errors("assign_failed"), 1);
+}

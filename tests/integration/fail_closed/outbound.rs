@@ -1,0 +1,247 @@
+//! From the application's connect() to the proxy's accept().
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use nix::errno::Errno;
+use shunt_tests::{
+    Owner,
+    deadline::{DEADLINE, wait_until},
+};
+use socket2::{Domain, SockAddr, Socket};
+
+use super::{MEMORY, NO_MEMORY, OUTSIDE, SOCKET_MEMORY, enrolled_with, open};
+use crate::lab::{Lab, PORT};
+
+/// A proxy with room for one connection that it has not accepted: the kernel
+/// drops the SYN of the next, whose client sends it again a second later.
+struct BusyProxy {
+    listener: Socket,
+    /// The connection that takes up the room.
+    _first: Socket,
+}
+
+impl BusyProxy {
+    fn start(lab: &Lab) -> Self {
+        Self::with(lab, listener(lab, 0))
+    }
+
+    fn with(lab: &Lab, listener: Socket) -> Self {
+        let first = app(lab);
+        first.connect(&OUTSIDE.into()).expect("the proxy has room");
+        Self {
+            listener,
+            _first: first,
+        }
+    }
+
+    /// Begins to accept, and gives the answer to SO_ORIGINAL_DST on each
+    /// accepted socket after the first, by the client that it belongs to.
+    fn accept<const N: usize>(&self, clients: [&Socket; N]) -> [Result<SocketAddr, Errno>; N] {
+        self.listener.listen(64).expect("it listens already");
+        let accepted: Vec<_> = (0..=N).map(|_| self.accept_one()).collect();
+        clients.map(|client| {
+            let name = client.local_addr().expect("it is connected");
+            let found = accepted
+                .iter()
+                .find(|(_, peer)| peer.as_socket() == name.as_socket());
+            let (socket, _) = found.expect("each was accepted");
+            original_dst(socket)
+        })
+    }
+
+    fn accept_one(&self) -> (Socket, SockAddr) {
+        loop {
+            match self.listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                accepted => break accepted.expect("a client is waiting"),
+            }
+        }
+    }
+}
+
+fn listener(lab: &Lab, backlog: i32) -> Socket {
+    lab.pod.netns().run(|| {
+        let listener = open(Domain::IPV4, Owner::PROXY);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15001));
+        listener.bind(&any.into()).expect("a free port");
+        listener.listen(backlog).expect("a bound socket");
+        // accept() waits as long as a read may.
+        listener
+            .set_read_timeout(Some(DEADLINE))
+            .expect("an open socket");
+        listener
+    })
+}
+
+/// A socket of the application.
+fn app(lab: &Lab) -> Socket {
+    lab.pod.netns().run(|| open(Domain::IPV4, Owner::APP))
+}
+
+/// The application begins to connect, and does not wait.
+fn begin(lab: &Lab) -> Socket {
+    let socket = app(lab);
+    socket.set_nonblocking(true).expect("an open socket");
+    let begun = errno_of(socket.connect(&OUTSIDE.into()));
+    assert_eq!(begun, Some(Errno::EINPROGRESS));
+    socket
+}
+
+fn original_dst(socket: &Socket) -> Result<SocketAddr, Errno> {
+    match socket.original_dst_v4() {
+        Ok(addr) => Ok(addr.as_socket().expect("an IPv4 address")),
+        Err(error) => Err(errno(&error)),
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+fn errno_of<T>(result: io::Result<T>) -> Option<Errno> {
+    result.err().map(|error| errno(&error))
+}
+
+/// The kernel's own answer on a socket that was not redirected: a proxy that
+/// asks gets no destination, and has nowhere to send the connection.
+const NO_DESTINATION: Result<SocketAddr, Errno> = Err(Errno::ENOENT);
+
+#[test]
+fn a_handshake_that_finds_no_room_reaches_the_proxy_without_a_destination() {
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &["FLOWS=1"]);
+    let proxy = BusyProxy::start(&lab);
+    let held = begin(&lab);
+    assert_eq!(agent.errors("publish_failed"), 0);
+
+    let one_too_many = begin(&lab);
+
+    assert_eq!(agent.errors("publish_failed"), 1);
+    let told = proxy.accept([&held, &one_too_many]);
+    assert_eq!(told, [Ok(OUTSIDE), NO_DESTINATION]);
+    assert_eq!(lab.outside().accepted(), 0);
+
+    // There is room again.
+    let next = begin(&lab);
+    let (socket, _) = proxy.accept_one();
+    assert_eq!(original_dst(&socket), Ok(OUTSIDE));
+    drop(next);
+}
+
+#[test]
+fn a_destination_that_cannot_be_kept_is_not_known_to_the_proxy() {
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &[]);
+    // A listener with a place for it would leave it to its sockets.
+    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
+    let listener = listener(&lab, 0);
+    assert_eq!(agent.errors("listener_failed"), 1);
+    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+    let proxy = BusyProxy::with(&lab, listener);
+    let held = begin(&lab);
+
+    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
+
+    assert_eq!(proxy.accept([&held]), [NO_DESTINATION]);
+    assert_eq!(agent.errors("keep_failed"), 1);
+    assert_eq!(lab.outside().accepted(), 0);
+}
+
+#[test]
+fn a_destination_that_cannot_be_remembered_is_not_connected_to() {
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &[]);
+    let _proxy = lab.proxy();
+    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
+    let socket = app(&lab);
+
+    let failed = errno_of(socket.connect(&OUTSIDE.into()));
+
+    assert_eq!(failed, Some(Errno::ENOMEM));
+    assert_eq!(agent.errors("remember_failed"), 1);
+    assert_eq!(lab.outside().accepted(), 0);
+    // A direct connection needs none, and this one has it again.
+    let own = SocketAddr::from((lab.pod.ip(), PORT));
+    assert_eq!(errno_of(app(&lab).connect(&own.into())), None);
+    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+    assert_eq!(errno_of(socket.connect(&OUTSIDE.into())), None);
+    assert_eq!(lab.outside().accepted(), 0);
+}
+
+/// The proxy is not asked to find a way where the kernel has none.
+#[test]
+fn a_destination_without_a_route_is_not_reached() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    lab.pod.netns().ip("route del default\n");
+    let without = errno_of(app(&lab).connect(&OUTSIDE.into()));
+    let agent = lab.enrolled();
+
+    let with = errno_of(app(&lab).connect(&OUTSIDE.into()));
+
+    assert_eq!((without, with), (Some(Errno::ENETUNREACH), without));
+    assert_eq!(agent.errors("no_route"), 1);
+}
+
+/// A route may say that there is no way, and with which error. With redirection
+/// the error is always the same.
+#[test]
+fn a_destination_with_a_route_that_refuses_is_not_reached() {
+    for (kind, expected) in [
+        ("unreachable", Errno::EHOSTUNREACH),
+        ("prohibit", Errno::EACCES),
+        ("blackhole", Errno::EINVAL),
+    ] {
+        let lab = Lab::new();
+        let _proxy = lab.proxy();
+        let route = format!("route add {kind} {}/32\n", OUTSIDE.ip());
+        lab.pod.netns().ip(&route);
+        let without = errno_of(app(&lab).connect(&OUTSIDE.into()));
+        let agent = lab.enrolled();
+
+        let with = errno_of(app(&lab).connect(&OUTSIDE.into()));
+
+        assert_eq!(without, Some(expected), "{kind}");
+        assert_eq!(with, Some(Errno::ENETUNREACH), "{kind}");
+        assert_eq!(agent.errors("no_route"), 1, "{kind}");
+    }
+}
+
+/// The source address of an IPv4 route, for a socket that takes none.
+#[test]
+fn a_socket_that_cannot_be_bound_is_not_connected() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    let socket = lab.pod.netns().run(|| open(Domain::IPV6, Owner::APP));
+    socket.set_only_v6(true).expect("an open socket");
+    let mapped = Ipv4Addr::new(198, 51, 100, 7).to_ipv6_mapped();
+
+    let failed = errno_of(socket.connect(&SocketAddr::from((mapped, PORT)).into()));
+
+    assert!(failed.is_some());
+    assert_eq!(agent.errors("bind_failed"), 1);
+    assert_eq!(lab.outside().accepted(), 0);
+}
+
+#[test]
+fn an_agent_that_is_killed_takes_its_redirection_with_it() {
+    let lab = Lab::new();
+    let _proxy = lab.proxy();
+    let agent = lab.enrolled();
+    lab.assert_redirected();
+    let _place = agent.kill();
+    // The kernel detaches programs some time after their last user is gone.
+    wait_until("the redirection to end", || {
+        let seen = lab.outbound();
+        (seen == "node:80").then_some(()).ok_or(seen)
+    });
+    wait_until("the redirection to end inbound, too", || {
+        let seen = lab.inbound();
+        (seen == "pod:80").then_some(()).ok_or(seen)
+    });
+    lab.assert_direct();
+}
