@@ -10,10 +10,12 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use shunt_istio_rules::{Dns, Rules};
+use shunt_istio_rules::{Dns, Family, Rules};
 use simple_dns::{CLASS, Name, Packet, Question, TYPE, rdata::RData};
 
-use crate::{Netns, Owner, Process, deadline::DEADLINE, mesh::ISTIO_DEFAULTS};
+use crate::{
+    Netns, Owner, Process, command::output_with_input, deadline::DEADLINE, mesh::ISTIO_DEFAULTS,
+};
 
 /// What every server is asked for.
 pub const NAME: &str = "who.test";
@@ -25,13 +27,19 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Starts one that listens on `address`, with sockets of `owner`, and says
-    /// of [`NAME`] that its address is `answer`. It answers when this returns.
+    /// Starts one that listens on `port` of `addresses`, with sockets of
+    /// `owner`, and says of [`NAME`] that its address is `answer`. It answers
+    /// when this returns.
     ///
     /// # Panics
     ///
     /// When it does not start.
-    pub fn start(netns: &Netns, owner: Owner, address: SocketAddr, answer: Ipv4Addr) -> Self {
+    pub fn start(
+        netns: &Netns,
+        owner: Owner,
+        (addresses, port): (&[IpAddr], u16),
+        answer: Ipv4Addr,
+    ) -> Self {
         let mut command = netns.command("dnsmasq", owner);
         command.args([
             "--no-daemon",
@@ -46,12 +54,10 @@ impl DnsServer {
             // Nobody further on is asked.
             "--local=/test/",
         ]);
-        command.args([
-            format!("--listen-address={}", address.ip()),
-            format!("--port={}", address.port()),
-            format!("--host-record={NAME},{answer}"),
-        ]);
-        let name = format!("dnsmasq at {} on {address}", netns.purpose());
+        command.arg(format!("--host-record={NAME},{answer}"));
+        command.arg(format!("--port={port}"));
+        command.args(addresses.iter().map(|ip| format!("--listen-address={ip}")));
+        let name = format!("dnsmasq at {} on {addresses:?}:{port}", netns.purpose());
         let process = Process::spawn(&name, &mut command);
         process.wait_for_line("started, version", DEADLINE);
         Self { process }
@@ -94,11 +100,11 @@ impl Capture {
         })
     }
 
-    /// The flags of `shunt enroll`, for a pod whose resolv.conf is at
+    /// The flags of `shunt enroll`, for a pod of both families whose resolv.conf is at
     /// `resolv_conf`.
     pub fn flags(&self, resolv_conf: &Path) -> Vec<String> {
         let mut flags: Vec<_> = ISTIO_DEFAULTS.map(str::to_owned).into();
-        flags.push("--redirect-dns".to_owned());
+        flags.extend(["--dual-stack", "--redirect-dns"].map(str::to_owned));
         if self.all {
             flags.push("--capture-all-dns".to_owned());
         }
@@ -109,8 +115,12 @@ impl Capture {
         flags
     }
 
-    /// Istio's rules for IPv4, for `iptables-restore`.
-    pub fn ipv4_rules(&self) -> String {
+    /// Loads Istio's rules into a namespace, for both families.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel or a tool refuses them.
+    pub fn load_rules(&self, netns: &Netns) {
         let rules = Rules {
             dns: if self.all {
                 Dns::All
@@ -120,36 +130,45 @@ impl Capture {
             outbound_ports_exclude: self.excluded_ports.clone(),
             ..Rules::istio()
         };
-        rules.ipv4() + &self.ipv4_zones()
+        for (tool, nat, family) in [
+            ("iptables-restore", rules.ipv4(), Family::V4),
+            ("ip6tables-restore", rules.ipv6(), Family::V6),
+        ] {
+            let text = nat + &self.zones(family);
+            output_with_input(&mut netns.command(tool, Owner::ROOT), &text);
+        }
     }
 
     /// The part of Istio's rules that redirects nothing: conversations of
     /// applications with the proxy are tracked apart from those of the proxy
     /// with the servers, which may have the same addresses and ports.
-    fn ipv4_zones(&self) -> String {
-        let mut servers = String::new();
-        for ip in self.resolvers.iter().filter(|ip| ip.is_ipv4() && !self.all) {
-            write!(
-                servers,
-                "-A OUTPUT -d {ip}/32 -p udp -m udp --dport 53 -j CT --zone 2\n\
-                 -A PREROUTING -s {ip}/32 -p udp -m udp --sport 53 -j CT --zone 1\n"
-            )
-            .expect("a string takes everything");
-        }
+    fn zones(&self, family: Family) -> String {
+        let own = |ip: &&IpAddr| !self.all && Family::of(**ip) == family;
+        let mut servers: Vec<_> = self.resolvers.iter().filter(own).map(Some).collect();
         if self.all {
-            servers.push_str(
-                "-A OUTPUT -p udp -m udp --dport 53 -j CT --zone 2\n\
-                 -A PREROUTING -p udp -m udp --sport 53 -j CT --zone 1\n",
-            );
+            servers.push(None);
         }
-        format!(
-            "*raw\n\
-             -A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1\n\
-             -A OUTPUT -p udp -m udp --sport 15053 -m owner --uid-owner 1337 -j CT --zone 2\n\
-             -A OUTPUT -p udp -m udp --dport 53 -m owner --gid-owner 1337 -j CT --zone 1\n\
-             -A OUTPUT -p udp -m udp --sport 15053 -m owner --gid-owner 1337 -j CT --zone 2\n\
-             {servers}COMMIT\n"
-        )
+        let servers: String = servers
+            .into_iter()
+            .map(|server| {
+                let is = |option| server.map_or_else(String::new, |ip| format!("{option} {ip}"));
+                format!(
+                    "-A OUTPUT {} -p udp -m udp --dport 53 -j CT --zone 2\n\
+                     -A PREROUTING {} -p udp -m udp --sport 53 -j CT --zone 1\n",
+                    is("-d"),
+                    is("-s")
+                )
+            })
+            .collect();
+        let proxys: String = ["--uid-owner", "--gid-owner"]
+            .map(|owner| {
+                format!(
+                    "-A OUTPUT -p udp -m udp --dport 53 -m owner {owner} 1337 -j CT --zone 1\n\
+                     -A OUTPUT -p udp -m udp --sport 15053 -m owner {owner} 1337 -j CT --zone 2\n"
+                )
+            })
+            .concat();
+        format!("*raw\n{proxys}{servers}COMMIT\n")
     }
 }
 

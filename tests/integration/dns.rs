@@ -8,12 +8,12 @@ mod verdicts;
 
 use std::{
     fmt::Debug,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
 use shunt_tests::{
-    Agent, DnsServer, Node, Owner, Pod, Responder, dns::Capture, iptables, leftovers::temp_dir,
+    Agent, DnsServer, Node, Owner, Pod, Responder, dns::Capture, leftovers::temp_dir,
 };
 use tempfile::TempDir;
 
@@ -27,13 +27,32 @@ const SECOND: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 12);
 /// The pod.
 const POD: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
+/// Its gateway.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
 /// Where the pod has a server of its own.
 const LOCAL: [Ipv4Addr; 3] = [POD, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+
+/// Everybody has an address of each family and is called by that of IPv4; this
+/// is the other. Only 127.0.0.2 has none.
+fn ipv6(ip: Ipv4Addr) -> Option<Ipv6Addr> {
+    match ip.octets() {
+        [10, 96, 0, host] => Some(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host.into())),
+        [10, 42, 0, host] => Some(Ipv6Addr::new(0xfd00, 0x53, 0, 0, 0, 0, 0, host.into())),
+        [127, 0, 0, 1] => Some(Ipv6Addr::LOCALHOST),
+        _ => None,
+    }
+}
+
+/// The addresses of somebody who is called by this one.
+fn addresses(ip: Ipv4Addr) -> Vec<IpAddr> {
+    let ipv6 = ipv6(ip).map(IpAddr::V6);
+    [IpAddr::V4(ip)].into_iter().chain(ipv6).collect()
+}
 
 /// Capture of what goes to the two resolvers.
 fn resolvers() -> Capture {
     Capture {
-        resolvers: vec![RESOLVER.into(), SECOND.into()],
+        resolvers: [RESOLVER, SECOND].map(addresses).concat(),
         ..Capture::default()
     }
 }
@@ -54,10 +73,16 @@ impl World {
     fn new(capture: &Capture) -> Self {
         let node = Node::new();
         let outside = [RESOLVER, SECOND, STRANGER];
-        for ip in outside {
-            node.netns().ip(&format!("addr add {ip}/32 dev lo"));
+        for ip in outside.map(addresses).concat() {
+            node.netns().ip(&format!("addr add {ip} dev lo"));
         }
         let pod = node.pod("pod");
+        let [own, gateway] = [POD, GATEWAY].map(|ip| ipv6(ip).expect("it has one"));
+        node.netns()
+            .ip(&format!("addr add {gateway}/64 dev br0 nodad"));
+        pod.netns().ip(&format!(
+            "addr add {own}/64 dev eth0 nodad\nroute add default via {gateway}"
+        ));
         let directory = temp_dir("dns");
         std::fs::write(directory.path().join("resolv.conf"), capture.resolv_conf())
             .expect("a new file");
@@ -69,7 +94,7 @@ impl World {
             servers: outside
                 .into_iter()
                 .chain(local)
-                .map(|(netns, ip)| DnsServer::start(netns, Owner::ROOT, (ip, 53).into(), ip))
+                .map(|(netns, ip)| DnsServer::start(netns, Owner::ROOT, (&addresses(ip), 53), ip))
                 .collect(),
             _tcp_proxy: Responder::start(pod.netns(), Owner::PROXY, &[15001, 15006]),
             directory,
@@ -79,7 +104,7 @@ impl World {
     }
 
     fn with_proxy(self) -> Self {
-        let address = (Ipv4Addr::LOCALHOST, 15053).into();
+        let address = (&addresses(Ipv4Addr::LOCALHOST)[..], 15053);
         let proxy = DnsServer::start(self.pod.netns(), Owner::PROXY, address, PROXY);
         Self {
             _proxy: Some(proxy),
@@ -89,7 +114,7 @@ impl World {
 
     /// With the mesh's own rules.
     fn with_rules(self, capture: &Capture) -> Self {
-        iptables::restore(self.pod.netns(), &capture.ipv4_rules());
+        capture.load_rules(self.pod.netns());
         self
     }
 

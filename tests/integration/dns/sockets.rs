@@ -4,6 +4,7 @@ use std::{
     io::{ErrorKind, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd},
+    time::Duration,
 };
 
 use nix::{
@@ -20,7 +21,7 @@ use shunt_tests::{
 };
 use socket2::{Domain, SockAddr, SockAddrStorage, SockRef, Socket, Type};
 
-use super::{POD, PROXY, RESOLVER, SECOND, STRANGER, World, resolvers, same_with_rules};
+use super::{POD, PROXY, RESOLVER, SECOND, STRANGER, World, ipv6, resolvers, same_with_rules};
 
 /// The kind of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,21 +34,32 @@ enum Kind {
     Mapped,
     /// The same, bound to the pod's address.
     MappedBound,
+    /// IPv6, never bound.
+    V6,
+    /// IPv6, bound to the pod's address.
+    V6Bound,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::V4, Self::V4Bound, Self::Mapped, Self::MappedBound];
+    const ALL: [Self; 6] = [
+        Self::V4,
+        Self::V4Bound,
+        Self::Mapped,
+        Self::MappedBound,
+        Self::V6,
+        Self::V6Bound,
+    ];
 
-    fn is_mapped(self) -> bool {
-        matches!(self, Self::Mapped | Self::MappedBound)
+    fn is_ipv6(self) -> bool {
+        matches!(self, Self::V6 | Self::V6Bound)
     }
 
-    /// An address of IPv4, as sockets of this kind know it.
+    /// The address at which sockets of this kind find somebody.
     fn address(self, ip: Ipv4Addr, port: u16) -> SocketAddr {
-        let ip = if self.is_mapped() {
-            IpAddr::V6(ip.to_ipv6_mapped())
-        } else {
-            IpAddr::V4(ip)
+        let ip = match self {
+            Self::V4 | Self::V4Bound => IpAddr::V4(ip),
+            Self::Mapped | Self::MappedBound => IpAddr::V6(ip.to_ipv6_mapped()),
+            Self::V6 | Self::V6Bound => IpAddr::V6(ipv6(ip).expect("it has one")),
         };
         SocketAddr::new(ip, port)
     }
@@ -57,10 +69,9 @@ impl Kind {
     }
 
     fn domain(self) -> Domain {
-        if self.is_mapped() {
-            Domain::IPV6
-        } else {
-            Domain::IPV4
+        match self {
+            Self::V4 | Self::V4Bound => Domain::IPV4,
+            Self::Mapped | Self::MappedBound | Self::V6 | Self::V6Bound => Domain::IPV6,
         }
     }
 
@@ -69,7 +80,7 @@ impl Kind {
         socket
             .set_read_timeout(Some(DEADLINE))
             .expect("an open socket");
-        if matches!(self, Self::V4Bound | Self::MappedBound) {
+        if matches!(self, Self::V4Bound | Self::MappedBound | Self::V6Bound) {
             socket
                 .bind(&self.address(POD, 0).into())
                 .expect("the pod's address");
@@ -276,11 +287,12 @@ fn a_socket_can_be_connected_to_one_server_after_the_other() {
 #[test]
 fn a_socket_can_go_on_to_a_peer_that_speaks_no_dns() {
     same_with_rules(&resolvers(), |world| {
-        let peer = world.node.netns().run(|| UdpSocket::bind((STRANGER, 0)));
-        let peer = peer.expect("a free port");
-        peer.set_read_timeout(Some(DEADLINE))
-            .expect("an open socket");
         for kind in Kind::ALL {
+            let address = kind.address(STRANGER, 0);
+            let peer = world.node.netns().run(|| UdpSocket::bind(address));
+            let peer = peer.expect("a free port");
+            peer.set_read_timeout(Some(DEADLINE))
+                .expect("an open socket");
             world.as_owner(Owner::APP, || goes_on_to(&peer, kind));
         }
     });
@@ -290,14 +302,14 @@ fn goes_on_to(peer: &UdpSocket, kind: Kind) {
     let socket = kind.open();
     socket.connect(kind.server(RESOLVER)).expect("it has a way");
     assert_eq!(ask_peer(&socket), PROXY);
-    let port = peer.local_addr().expect("it is bound").port();
-    let address = kind.address(STRANGER, port);
+    let address = peer.local_addr().expect("it is bound");
     socket.connect(address).expect("it has a way");
     assert_eq!(socket.peer_addr().expect("a peer"), address);
     assert_eq!(socket.send(b"hello").expect("it goes out"), 5);
     let mut heard = [0; 8];
     let (length, from) = peer.recv_from(&mut heard).expect("a datagram");
-    assert_eq!((&heard[..length], from.ip()), (&b"hello"[..], POD.into()));
+    let pod = kind.address(POD, from.port());
+    assert_eq!((&heard[..length], from), (&b"hello"[..], pod));
     peer.send_to(b"welcome", from).expect("it goes back");
     assert_eq!(socket.recv_from(&mut heard).expect("one"), (7, address));
 }
@@ -336,6 +348,12 @@ fn a_disconnected_socket_asks_whomever_it_wants() {
         socket.connect(kind.server(RESOLVER)).expect("it has a way");
         assert_eq!(ask_peer(&socket), PROXY);
         disconnect(&socket);
+        assert_eq!(ask(&socket, kind.server(RESOLVER)), PROXY);
+        if kind.is_ipv6() {
+            // The kernel forgets a peer of IPv6 only for sending: the socket
+            // goes on to hear nobody else, with and without redirection.
+            return;
+        }
         assert_eq!(ask(&socket, kind.server(SECOND)), PROXY);
         assert_eq!(ask(&socket, kind.server(STRANGER)), STRANGER);
         socket.connect(kind.server(STRANGER)).expect("it has a way");
@@ -380,9 +398,13 @@ fn await_readable(socket: &UdpSocket) {
 }
 
 /// Without redirection there is no way from there, so there is none with it.
+/// IPv6 has one.
 #[test]
 fn a_socket_bound_to_loopback_has_no_way_to_a_resolver() {
     with_each_kind(|_, kind| {
+        if kind.is_ipv6() {
+            return;
+        }
         let socket = Socket::new(kind.domain(), Type::DGRAM, None).expect("a new socket");
         let loopback = kind.address(Ipv4Addr::LOCALHOST, 0);
         socket.bind(&loopback.into()).expect("a free port");
@@ -406,4 +428,38 @@ fn the_proxy_can_be_asked_at_its_own_address() {
         socket.connect(proxy).expect("it has a way");
         assert_eq!(ask_peer(&socket), PROXY);
     });
+}
+
+/// A server that did not answer is given up for another one: the answer is that
+/// one's.
+#[test]
+fn a_retry_is_answered_by_the_server_that_it_asks() {
+    let capture = resolvers();
+    for world in [
+        World::new(&capture).with_rules(&capture),
+        World::new(&capture).enrolled(&capture),
+    ] {
+        let unanswered = Kind::ALL.map(|kind| {
+            world.as_owner(Owner::APP, || {
+                let socket = kind.open();
+                Send::To.ask(&socket, Some(kind.server(RESOLVER)));
+                socket
+            })
+        });
+        // What resolvers wait for an answer at the least.
+        let [first, ..] = &unanswered;
+        first
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .expect("an open socket");
+        let error = first.recv(&mut [0]).expect_err("nobody answers");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        first
+            .set_read_timeout(Some(DEADLINE))
+            .expect("an open socket");
+        let world = world.with_proxy();
+        for (socket, kind) in unanswered.iter().zip(Kind::ALL) {
+            let answer = world.as_owner(Owner::APP, || ask(socket, kind.server(SECOND)));
+            assert_eq!(answer, PROXY, "{kind:?}");
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! Programs that people resolve names with.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -9,10 +13,12 @@ use nix::{
 use shunt_tests::{
     Owner,
     agent::{Ran, run},
-    dns::NAME,
+    dns::{Capture, NAME},
 };
 
-use super::{PROXY, RESOLVER, SECOND, STRANGER, World, resolvers, same_with_rules};
+use super::{
+    PROXY, RESOLVER, SECOND, STRANGER, World, addresses, ipv6, resolvers, same_with_rules,
+};
 
 /// Runs a program of an application in the pod, with this resolv.conf.
 fn run_with(world: &World, resolv_conf: &Path, program: &str, args: &[&str]) -> Ran {
@@ -39,10 +45,14 @@ fn output(world: &World, program: &str, args: &[&str]) -> String {
     ran.stdout
 }
 
-/// The resolver of the C library.
-fn getent(world: &World, options: &str) -> String {
+/// The resolver of the C library, with these servers.
+fn getent(world: &World, servers: &[IpAddr], options: &str) -> String {
     let resolv_conf = world.directory.path().join("with-options");
-    let text = resolvers().resolv_conf() + options;
+    let capture = Capture {
+        resolvers: servers.to_vec(),
+        ..Capture::default()
+    };
+    let text = capture.resolv_conf() + options;
     fs::write(&resolv_conf, text).expect("a file of this test");
     let args = ["--service=dns", "ahosts", NAME];
     let ran = run_with(world, &resolv_conf, "getent", &args);
@@ -53,15 +63,21 @@ fn getent(world: &World, options: &str) -> String {
 
 #[test]
 fn glibc_hears_the_proxy() {
-    let heard = same_with_rules(&resolvers(), |world| {
-        [
-            getent(world, ""),
-            getent(world, "options use-vc\n"),
-            getent(world, "options rotate\n"),
-            getent(world, "options single-request-reopen edns0\n"),
-        ]
+    let options = [
+        "",
+        "options use-vc\n",
+        "options rotate\n",
+        "options single-request-reopen edns0\n",
+    ];
+    let all = addresses(RESOLVER);
+    same_with_rules(&resolvers(), |world| {
+        for servers in [&all[..1], &all[1..], &all] {
+            for options in options {
+                let answer = getent(world, servers, options);
+                assert_eq!(answer, PROXY.to_string(), "{servers:?} {options}");
+            }
+        }
     });
-    assert_eq!(heard, [(); 4].map(|()| PROXY.to_string()));
 }
 
 /// The answer and the server, as `dig` shows them.
@@ -79,14 +95,17 @@ fn dig(world: &World, args: &[&str]) -> Vec<String> {
 
 #[test]
 fn dig_hears_the_proxy_for_the_resolvers_and_nobody_else() {
-    let says = |answer, server, protocol: &str| {
+    let says = |answer: Ipv4Addr, server: IpAddr, protocol: &str| {
         [
             format!("{NAME}. 0 IN A {answer}"),
             format!(";; SERVER: {server}#53({server}) ({protocol})"),
         ]
     };
     let (one, two) = (format!("@{RESOLVER}"), format!("@{SECOND}"));
-    let stranger = format!("@{STRANGER}");
+    let of_stranger = format!("@{STRANGER}");
+    let second6 = IpAddr::from(ipv6(SECOND).expect("it has one"));
+    let of_ipv6 = format!("@{second6}");
+    let [resolver, second, stranger] = [RESOLVER, SECOND, STRANGER].map(IpAddr::from);
     let heard = same_with_rules(&resolvers(), |world| {
         [
             dig(world, &[NAME]),
@@ -95,44 +114,46 @@ fn dig_hears_the_proxy_for_the_resolvers_and_nobody_else() {
             dig(world, &[&one, &two, NAME]),
             dig(world, &[NAME, &one, NAME]),
             dig(world, &["-b", "0.0.0.0", &two, NAME]),
-            dig(world, &[&stranger, NAME]),
+            dig(world, &[&of_ipv6, NAME]),
+            dig(world, &["+tcp", &of_ipv6, NAME]),
+            dig(world, &["-b", "::", &of_ipv6, NAME]),
+            dig(world, &[&of_stranger, NAME]),
         ]
         .concat()
     });
     let expected = [
-        says(PROXY, RESOLVER, "UDP"),
-        says(PROXY, RESOLVER, "UDP"),
-        says(PROXY, RESOLVER, "TCP"),
-        says(PROXY, RESOLVER, "UDP"),
-        says(PROXY, RESOLVER, "UDP"),
-        says(PROXY, RESOLVER, "UDP"),
-        says(PROXY, SECOND, "UDP"),
-        says(STRANGER, STRANGER, "UDP"),
+        says(PROXY, resolver, "UDP"),
+        says(PROXY, resolver, "UDP"),
+        says(PROXY, resolver, "TCP"),
+        says(PROXY, resolver, "UDP"),
+        says(PROXY, resolver, "UDP"),
+        says(PROXY, resolver, "UDP"),
+        says(PROXY, second, "UDP"),
+        says(PROXY, second6, "UDP"),
+        says(PROXY, second6, "TCP"),
+        says(PROXY, second6, "UDP"),
+        says(STRANGER, stranger, "UDP"),
     ];
     assert_eq!(heard, expected.concat());
 }
 
 #[test]
 fn busybox_hears_the_proxy() {
-    let heard = same_with_rules(&resolvers(), |world| {
-        [
-            output(world, "busybox", &["nslookup", "-type=a", NAME]),
-            output(
-                world,
-                "busybox",
-                &["nslookup", "-type=a", NAME, &SECOND.to_string()],
-            ),
-            output(
-                world,
-                "busybox",
-                &["nslookup", "-type=a", NAME, &STRANGER.to_string()],
-            ),
-        ]
+    let nslookup = ["nslookup", "-type=a", NAME];
+    let asked = [(RESOLVER, PROXY), (SECOND, PROXY), (STRANGER, STRANGER)];
+    same_with_rules(&resolvers(), |world| {
+        for (server, answer) in asked {
+            for server in addresses(server) {
+                let server = server.to_string();
+                let args = [&nslookup[..], &[&server]].concat();
+                let heard = output(world, "busybox", &args);
+                assert!(heard.contains(&server), "{heard}");
+                assert!(heard.contains(&answer.to_string()), "{heard}");
+            }
+        }
+        // Whom the resolv.conf names.
+        let heard = output(world, "busybox", &nslookup);
+        assert!(heard.contains(&RESOLVER.to_string()), "{heard}");
+        assert!(heard.contains(&PROXY.to_string()), "{heard}");
     });
-    let expected = [(RESOLVER, PROXY), (SECOND, PROXY), (STRANGER, STRANGER)];
-    for (heard, (server, answer)) in heard.iter().zip(expected) {
-        let lines: Vec<_> = heard.split_whitespace().collect();
-        assert!(lines.contains(&server.to_string().as_str()), "{heard}");
-        assert!(lines.contains(&answer.to_string().as_str()), "{heard}");
-    }
 }
