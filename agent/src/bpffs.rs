@@ -130,12 +130,16 @@ impl Drop for PinDir {
 
 fn lock(path: &Path) -> Result<Flock<File>> {
     let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_dir, errno)| match errno {
-        Errno::EWOULDBLOCK => anyhow!(
-            "another agent keeps its maps at {}; stop it first, or give this one its own --bpffs",
-            path.display()
-        ),
-        other => anyhow!(other).context(format!("cannot lock {}", path.display())),
+    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_dir, errno)| {
+        if errno == Errno::EWOULDBLOCK {
+            anyhow!(
+                "another agent keeps its maps at {}; stop it first, or give this one its own \
+                 --bpffs",
+                path.display()
+            )
+        } else {
+            anyhow!(errno).context(format!("cannot lock {}", path.display()))
+        }
     })
 }
 
