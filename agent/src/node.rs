@@ -259,9 +259,11 @@ impl Node {
         let mut before = self.enrolled.remove(&cookie);
         let nothing = Topology::default();
         let old = before.as_ref().map_or(&nothing, |pod| &pod.topology);
-        let done = self
+        let written = self
             .prepare(cookie, &compiled, old, &topology)
-            .and_then(|()| self.put_in_force(&netns, &compiled, &topology, before.as_mut()));
+            .and_then(|()| self.pods.put_in_force(cookie, &compiled.pod));
+        let was_in_force = written.is_ok();
+        let done = written.and_then(|()| self.reach_inbound(&netns, &topology, before.as_mut()));
         match done {
             Ok(program) => {
                 let program = match before {
@@ -288,7 +290,12 @@ impl Node {
                 Ok(())
             }
             Err(error) => {
-                self.undo(cookie, &compiled, &topology, before);
+                self.undo(cookie, &topology, before);
+                if was_in_force {
+                    self.grace.remove_later(compiled);
+                } else {
+                    self.pods.remove_lists(&compiled);
+                }
                 Err(error)
             }
         }
@@ -307,17 +314,15 @@ impl Node {
         self.pods.start_counters(pod)
     }
 
-    /// Puts settings in force: outbound with the settings, then the listeners
-    /// that are already there, and only when they are known inbound, so that a
-    /// proxy in service misses no connection. What is forwarded comes last.
-    fn put_in_force(
+    /// Redirects inbound connections, when outbound ones are: the listeners that
+    /// are already there first, so that a proxy in service misses no connection
+    /// of a pod that is new. What is forwarded comes last.
+    fn reach_inbound(
         &mut self,
         netns: &Netns,
-        compiled: &Compiled,
         topology: &Topology,
         before: Option<&mut Pod>,
     ) -> Result<Option<PodProgram>> {
-        self.pods.put_in_force(netns.cookie(), &compiled.pod)?;
         self.datapath.scan_listeners(netns)?;
         if let Some(pod) = before {
             let program = &mut pod.program;
@@ -331,13 +336,7 @@ impl Node {
     }
 
     /// After a failure: as it was before the request.
-    fn undo(
-        &mut self,
-        cookie: NetnsCookie,
-        compiled: &Compiled,
-        topology: &Topology,
-        before: Option<Pod>,
-    ) {
+    fn undo(&mut self, cookie: NetnsCookie, topology: &Topology, before: Option<Pod>) {
         match before {
             Some(pod) => {
                 let restored = self
@@ -351,8 +350,6 @@ impl Node {
             }
             None => self.clear(cookie, topology),
         }
-        // The new settings may have been in force for a moment.
-        self.grace.remove_later(compiled.clone());
     }
 
     /// Removes everything but the lists from the maps.

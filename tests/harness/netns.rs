@@ -57,6 +57,9 @@ impl Netns {
             file,
             cgroup,
         };
+        // An address of IPv6 counts at once, not when nobody has contradicted.
+        netns.sysctl("net.ipv6.conf.all.accept_dad", "0");
+        netns.sysctl("net.ipv6.conf.default.accept_dad", "0");
         netns.ip("link set lo up");
         netns
     }
