@@ -345,9 +345,9 @@ impl Explain {
         })
     }
 
-    /// Source and destination as the kernel takes them: an unspecified
-    /// destination is the source that the socket is bound to, or else loopback;
-    /// an unspecified source is what the routing table would give.
+    /// Source and destination as the kernel takes them: `0.0.0.0` is the source
+    /// that the socket is bound to, or else loopback; `::` is loopback; an
+    /// unspecified source is what the routing table would give.
     fn addresses(&self, own: &[IpAddr]) -> Result<(IpAddr, IpAddr), ExplainError> {
         let (src, dst) = (self.src.to_canonical(), self.dst.to_canonical());
         let unbound = src.is_unspecified();
@@ -370,7 +370,8 @@ impl Explain {
         let destination = match (dst.is_unspecified(), unbound) {
             (false, _) => dst,
             (true, true) => loopback,
-            (true, false) => src,
+            (true, false) if dst.is_ipv4() => src,
+            (true, false) => loopback,
         };
         let source = if !unbound {
             src

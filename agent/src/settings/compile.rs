@@ -387,11 +387,11 @@ mod tests {
         assert_eq!((pod.tunnel_port, pod.dns_port), (3, 4));
         assert_eq!(
             (pod.uid_count, pod.uids[..3].to_vec()),
-            (2, vec![100_005, 100_006, 0])
+            (2, vec![100_005, 100_006, shunt_abi::NOBODY])
         );
         assert_eq!(
             (pod.gid_count, pod.gids[..2].to_vec()),
-            (1, vec![200_007, 0])
+            (1, vec![200_007, shunt_abi::NOBODY])
         );
         assert_eq!((pod.group_count, pod.groups[1]), (3, 200_009));
         assert_eq!(pod.loopback4.to_ne_bytes(), [127, 0, 0, 0]);

@@ -75,7 +75,10 @@ impl Path {
         let bound = !own.is_unspecified() && !disregard_source;
         let destination = match (asked.addr.is_unspecified(), bound) {
             (false, _) => asked.addr,
-            (true, true) => own,
+            // 0.0.0.0 is the own address (`ip_route_output_key`); `::` is loopback,
+            // whatever the socket is bound to (`tcp_v6_connect`).
+            (true, true) if asked.addr.is_v4() => own,
+            (true, true) => loopback_like(&own),
             (true, false) => loopback_like(&asked.addr),
         };
         let route = lists::route(netns, &destination).unwrap_or(Route {
