@@ -92,6 +92,21 @@ impl PinDir {
         }
     }
 
+    fn undo(&self) -> Result<()> {
+        // Without the lock the pins are somebody else's, and so is the directory.
+        let is_own = self.lock.is_some();
+        if is_own {
+            self.clear()?;
+        }
+        if self.mounted {
+            umount2(&self.path, MntFlags::MNT_DETACH)?;
+        }
+        if is_own && self.is_new {
+            fs::remove_dir(&self.path)?;
+        }
+        Ok(())
+    }
+
     fn clear(&self) -> Result<()> {
         for name in self.names {
             let pin = self.pin(name);
@@ -109,20 +124,7 @@ impl PinDir {
 
 impl Drop for PinDir {
     fn drop(&mut self) {
-        // Somebody else's pins, when the lock was not to be had.
-        if self.lock.is_none() {
-            return;
-        }
-        let cleared = self.clear().and_then(|()| {
-            if self.mounted {
-                umount2(&self.path, MntFlags::MNT_DETACH)?;
-            }
-            if self.is_new {
-                fs::remove_dir(&self.path)?;
-            }
-            Ok(())
-        });
-        if let Err(error) = cleared {
+        if let Err(error) = self.undo() {
             tracing::warn!(path = %self.path.display(), "cannot clean the bpffs up: {error:#}");
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     bpffs, cgroup,
     control::Server,
     datapath::{self, Datapath, Events, MapLimit},
-    network::Watch,
+    network::{Changes, Watch},
     node::NodeHandle,
 };
 
@@ -72,9 +72,10 @@ impl Run {
         };
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
+        let requests = Requests::of(events)?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
-        let listener_watch = tokio::spawn(answer_events(events, node.clone()));
+        let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         tokio::select! {
@@ -105,25 +106,41 @@ fn raise_descriptor_limit() -> Result<()> {
 /// who calls a pod without a proxy must not keep the agent busy.
 const SCAN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Has listeners looked for whenever a program missed them.
-async fn answer_events(mut events: Events, node: NodeHandle) {
-    let descriptor = match wait_on(&events) {
-        Ok(descriptor) => descriptor,
-        Err(error) => {
-            tracing::error!("restarted proxies may be missed: {error:#}");
-            return;
-        }
-    };
-    while let Ok(mut ready) = descriptor.readable().await {
-        ready.clear_ready();
-        let pods = events.drain();
-        if !pods.is_empty() {
-            node.find_listeners(pods).await;
-            // Each connection that misses a listener asks again.
-            tokio::time::sleep(SCAN_PAUSE).await;
+/// What the programs ask of the agent.
+struct Requests {
+    events: Events,
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+impl Requests {
+    fn of(events: Events) -> Result<Self> {
+        let descriptor = events
+            .as_fd()
+            .try_clone_to_owned()
+            .context("cannot duplicate the ring buffer's descriptor")?;
+        // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
+        let descriptor = unsafe { AsyncFd::register(descriptor) }
+            .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))?;
+        Ok(Self { events, descriptor })
+    }
+
+    /// Has listeners looked for whenever a program missed them.
+    async fn answer(mut self, node: NodeHandle) {
+        // It fails only when the runtime ends.
+        while let Ok(mut ready) = self.descriptor.readable().await {
+            ready.clear_ready();
+            let pods = self.events.drain();
+            if !pods.is_empty() {
+                node.find_listeners(pods).await;
+                // Each connection that misses a listener asks again.
+                tokio::time::sleep(SCAN_PAUSE).await;
+            }
         }
     }
 }
+
+/// How long the agent waits before it listens anew to what it cannot hear.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Has the pods' networks looked at whenever they change.
 async fn follow_networks(mut networks: Watch, node: NodeHandle) {
@@ -131,21 +148,23 @@ async fn follow_networks(mut networks: Watch, node: NodeHandle) {
         match networks.changes().await {
             Ok(changes) => node.follow_networks(changes).await,
             Err(error) => {
-                tracing::error!("changes of the pods' networks are missed from now on: {error:#}");
-                return;
+                tracing::error!("changes of the pods' networks were missed: {error:#}");
+                networks = reopened().await;
+                node.follow_networks(Changes::missed()).await;
             }
         }
     }
 }
 
-fn wait_on(events: &Events) -> Result<AsyncFd<OwnedFd>> {
-    let descriptor = events
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot duplicate the ring buffer's descriptor")?;
-    // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
-    unsafe { AsyncFd::register(descriptor) }
-        .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))
+/// A new watch, as soon as there can be one.
+async fn reopened() -> Watch {
+    loop {
+        tokio::time::sleep(REOPEN_PAUSE).await;
+        match Watch::open() {
+            Ok(watch) => return watch,
+            Err(error) => tracing::error!("{error:#}"),
+        }
+    }
 }
 
 /// The line that says that the agent is up: whoever started it may wait for it.

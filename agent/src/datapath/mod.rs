@@ -4,6 +4,7 @@ mod forward;
 mod offsets;
 mod pods;
 mod preflight;
+mod readers;
 
 use std::{
     fs::File,
@@ -25,7 +26,11 @@ pub use self::{
     pods::{CounterReport, Pods},
     preflight::check,
 };
-use crate::{bpffs::PinDir, netns::Netns, network::Topology};
+use crate::{
+    bpffs::PinDir,
+    netns::Netns,
+    network::{self, MarkedInterfaces},
+};
 
 /// The programs of the node.
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-node"));
@@ -250,8 +255,8 @@ impl Datapath {
     }
 
     /// Attaches copies of the forwarding programs to the interfaces of a
-    /// namespace that its topology says are virtual, and detaches them from those
-    /// that are not any more.
+    /// namespace that are virtual, and detaches them from those that are not any
+    /// more.
     ///
     /// # Errors
     ///
@@ -260,9 +265,9 @@ impl Datapath {
         &mut self,
         netns: &Netns,
         pod: &mut PodProgram,
-        topology: &Topology,
+        interfaces: &MarkedInterfaces,
     ) -> Result<()> {
-        let wanted = topology.virtual_interfaces();
+        let wanted = network::virtual_ones(interfaces);
         if pod.forwarding.lacks(&wanted) {
             let mut object = self.pod_object(pod.cookie)?;
             pod.forwarding.attach(&mut object, netns, &wanted)?;

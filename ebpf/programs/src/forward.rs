@@ -59,7 +59,7 @@ pub fn arrives(frame: Frame) -> Fate {
     let Some(settings) = pods::settings(netns) else {
         return Fate::Untouched;
     };
-    let Some(interface) = lists::marked_interface(netns, frame.ifindex()) else {
+    let Some(interface) = lists::marked_interface(settings, frame.ifindex()) else {
         return Fate::Untouched;
     };
     if frame.is_tagged() {
@@ -294,7 +294,10 @@ fn original<'a>(socket: Socket) -> Option<&'a Endpoint> {
 #[inline(always)]
 pub fn leaves(frame: Frame) -> Fate {
     let netns = pods::here();
-    let Some(interface) = lists::marked_interface(netns, frame.ifindex()) else {
+    let Some(settings) = pods::settings(netns) else {
+        return Fate::Untouched;
+    };
+    let Some(interface) = lists::marked_interface(settings, frame.ifindex()) else {
         return Fate::Untouched;
     };
     if frame.is_tagged() {
