@@ -14,9 +14,7 @@ use std::{
 use shunt_istio_rules::{Dns, Family, Rules};
 use simple_dns::{CLASS, Name, Packet, Question, TYPE, rdata::RData};
 
-use crate::{
-    Netns, Owner, Process, command::output_with_input, deadline::DEADLINE, mesh::ISTIO_DEFAULTS,
-};
+use crate::{Netns, Owner, Process, deadline::DEADLINE, iptables, mesh::ISTIO_DEFAULTS};
 
 /// What every server is asked for.
 pub const NAME: &str = "who.test";
@@ -158,13 +156,8 @@ impl Capture {
             outbound_ports_exclude: self.excluded_ports.clone(),
             ..Rules::istio()
         };
-        for (tool, nat, family) in [
-            ("iptables-restore", rules.ipv4(), Family::V4),
-            ("ip6tables-restore", rules.ipv6(), Family::V6),
-        ] {
-            let text = nat + &self.zones(family);
-            output_with_input(&mut netns.command(tool, Owner::ROOT), &text);
-        }
+        iptables::restore(netns, &(rules.ipv4() + &self.zones(Family::V4)));
+        iptables::restore6(netns, &(rules.ipv6() + &self.zones(Family::V6)));
     }
 
     /// The part of Istio's rules that redirects nothing: conversations of
