@@ -36,6 +36,21 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Reads it from a connection, and nothing of what comes after it.
+    ///
+    /// # Panics
+    ///
+    /// When the other end is no responder, or says nothing.
+    pub fn read(mut from: impl Read) -> Self {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') {
+            from.read_exact(&mut byte).expect("a responder's line");
+            line.extend(byte);
+        }
+        serde_json::from_slice(&line).expect("a responder's greeting")
+    }
+
     /// What the client asked for, as a proxy finds out: the original
     /// destination, and where there is none the accepted socket's own address.
     /// An IPv4 address is one of IPv4, whatever family the listener is of.

@@ -1,9 +1,6 @@
 //! Who owns a socket, and what each side of a connection sees.
 
-use std::{
-    io::{BufRead, BufReader},
-    net::{IpAddr, SocketAddr, TcpStream},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use shunt_tests::{
     Agent, Families, Greeting, Node, Owner, Probe, Responder, Source, Stack, mesh::ISTIO_DEFAULTS,
@@ -21,11 +18,7 @@ fn call(lab: &Lab, opened: Owner, connected: Owner) -> Greeting {
         connected.assume();
         let outside = SocketAddr::from((Node::OUTSIDE, PORT));
         socket.connect(&outside.into()).expect("somebody answers");
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket))
-            .read_line(&mut line)
-            .expect("a responder answers");
-        serde_json::from_str(&line).expect("a responder's greeting")
+        Greeting::read(&socket)
     })
 }
 
@@ -56,12 +49,7 @@ fn a_socket_that_was_opened_before_the_agent_started_has_its_owner() {
     let outside = SocketAddr::from((Node::OUTSIDE, PORT));
     let place = |socket: Socket| {
         socket.connect(&outside.into()).expect("somebody answers");
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket))
-            .read_line(&mut line)
-            .expect("a responder answers");
-        let greeting: Greeting = serde_json::from_str(&line).expect("a responder's greeting");
-        greeting.place
+        Greeting::read(&socket).place
     };
     assert_eq!(place(of_proxy), "node");
     assert_eq!(place(of_app), "pod");
