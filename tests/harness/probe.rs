@@ -360,6 +360,10 @@ fn open(probe: &Probe) -> io::Result<net::TcpStream> {
     if let Source::AddrLatePort(_) = probe.source {
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     }
+    if let Source::Port(_) = probe.source {
+        // The port is wanted again before TIME_WAIT would be over.
+        socket.set_linger(Some(Duration::ZERO))?;
+    }
     if let Some(source) = probe.source.address(probe.destination) {
         socket.bind(&source.into())?;
     }

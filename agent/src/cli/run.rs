@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    bpffs, cgroup,
+    bpffs,
     control::Server,
     datapath::{Datapath, Events, MapLimit},
     network::{Changes, Watch},
@@ -67,10 +67,7 @@ impl Run {
         preflight::required()?;
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
-        let cgroup = match &self.cgroup {
-            Some(named) => named.clone(),
-            None => cgroup::find_root()?,
-        };
+        let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
         let requests = Requests::of(events)?;
@@ -79,12 +76,16 @@ impl Run {
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
+        let watched = node.clone();
         tokio::select! {
             () = server.serve(node) => {}
+            // Supervisors start the agent anew; its links are gone already.
+            () = watched.ended() => tracing::error!("the node's thread has ended"),
             _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
             _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
         }
         // The last handles go, and with them the thread and the programs.
+        drop(watched);
         for watch in [listener_watch, network_watch] {
             watch.abort();
             let _ = watch.await;

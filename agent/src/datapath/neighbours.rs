@@ -93,7 +93,8 @@ fn name(info: &ProgramInfo) -> String {
     String::from_utf8_lossy(info.name()).into_owned()
 }
 
-/// As much of `union bpf_attr` as `BPF_PROG_QUERY` takes.
+/// What of `union bpf_attr` belongs to `BPF_PROG_QUERY`. All of it: some kernels
+/// write the last field (6.17) whatever size they are told.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -104,6 +105,10 @@ struct Query {
     prog_ids: u64,
     prog_cnt: u32,
     pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// The ids of the programs that run on a hook, directly or by a parent of the

@@ -71,7 +71,7 @@ impl Pods {
     pub fn put_in_force(&mut self, pod: NetnsCookie, settings: &PodSettings) -> Result<()> {
         self.readers.wait();
         if self.settings.get(&pod, 0).is_ok() {
-            self.readers.may_hold_freed();
+            self.readers.note_freed();
         }
         self.settings.insert(pod, settings, 0).with_context(|| {
             format!(
@@ -85,7 +85,7 @@ impl Pods {
     pub fn take_out_of_force(&mut self, pod: NetnsCookie) {
         // It fails only when there is none.
         let _ = self.settings.remove(&pod);
-        self.readers.may_hold_freed();
+        self.readers.note_freed();
     }
 
     /// Writes the lists of a version of settings.
@@ -239,14 +239,14 @@ impl Table<u32, Interface> for Interfaces<'_> {
             .interfaces
             .insert(key, interface, 0)
             .context("no room for the interfaces of another pod")?;
-        self.map.readers.may_hold_freed();
+        self.map.readers.note_freed();
         Ok(())
     }
 
     fn remove(&mut self, index: &u32) {
         let key = InterfaceKey::new(self.list_set, *index);
         let _ = self.map.interfaces.remove(&key);
-        self.map.readers.may_hold_freed();
+        self.map.readers.note_freed();
     }
 }
 

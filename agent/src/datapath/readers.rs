@@ -2,6 +2,7 @@
 
 use std::{thread, time::Duration};
 
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 /// The kernel may give the memory of a replaced or removed element to the next one
@@ -11,28 +12,35 @@ use rustix::thread::{MembarrierCommand, membarrier};
 /// those that had begun are done.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
-    hold_freed: bool,
+    freed: bool,
 }
 
-/// What a program takes at most, with much to spare.
+/// What a program takes at most, with very much to spare: they run for
+/// microseconds.
 const LONGEST_RUN: Duration = Duration::from_millis(20);
 
 impl Readers {
     /// An element was replaced or removed.
-    pub(super) fn may_hold_freed(&mut self) {
-        self.hold_freed = true;
+    pub(super) fn note_freed(&mut self) {
+        self.freed = true;
     }
 
     /// Waits for those who may still read one, if there are any.
     pub(super) fn wait(&mut self) {
-        if !self.hold_freed {
+        if !self.freed {
             return;
         }
-        // This command is `synchronize_rcu()`. Kernels that keep timer ticks off
-        // some processors (nohz_full) do not have it.
-        if membarrier(MembarrierCommand::Global).is_err() {
+        // This command is `synchronize_rcu()`, but for a kernel that keeps timer
+        // ticks off some processors (nohz_full), which does not have it, and one
+        // with a single processor, where it does nothing.
+        if is_alone() || membarrier(MembarrierCommand::Global).is_err() {
             thread::sleep(LONGEST_RUN);
         }
-        self.hold_freed = false;
+        self.freed = false;
     }
+}
+
+/// Whether there is but one processor.
+fn is_alone() -> bool {
+    matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(1)))
 }

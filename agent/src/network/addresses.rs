@@ -52,6 +52,22 @@ pub(super) async fn add_proxy_source(handle: Handle) -> Result<()> {
     Ok(())
 }
 
+/// Undoes that.
+pub(super) async fn remove_proxy_source(handle: Handle) -> Result<()> {
+    let source = Addr::SIX6.to_ip();
+    let is_it =
+        |message: &AddressMessage| message.header.index == LO && own(message) == Some(source);
+    let Some(message) = read(&handle).await?.into_iter().find(is_it) else {
+        return Ok(());
+    };
+    handle
+        .address()
+        .del(message)
+        .execute()
+        .await
+        .context("the kernel keeps the address")
+}
+
 /// The address itself: where an interface has a peer, `Address` is the peer's.
 pub(super) fn own(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;

@@ -42,6 +42,8 @@ pub struct Network {
     pub interfaces: BTreeMap<u32, Link>,
     /// The addresses that stand for them.
     pub own_addresses: BTreeMap<u32, OwnAddresses>,
+    /// It was given `::6` when it was read.
+    pub gave_proxy_source: bool,
 }
 
 impl Network {
@@ -69,14 +71,21 @@ impl Network {
         if !network.lacks_proxy_source(settings) {
             return Ok(network);
         }
-        ask_kernel(netns, addresses::add_proxy_source).with_context(|| {
+        let given = ask_kernel(netns, addresses::add_proxy_source).with_context(|| {
             format!(
                 "cannot give ::6, from which the proxy calls its application, to lo of {}; \
                  is IPv6 disabled for lo there (net.ipv6.conf.lo.disable_ipv6)?",
                 netns.path().display()
             )
-        })?;
-        Self::read(netns)
+        });
+        let network = given.and_then(|()| Self::read(netns));
+        if network.is_err() {
+            take_proxy_source(netns);
+        }
+        Ok(Self {
+            gave_proxy_source: true,
+            ..network?
+        })
     }
 
     fn lacks_proxy_source(&self, settings: &Settings) -> bool {
@@ -92,6 +101,13 @@ impl Network {
     /// The interfaces that these settings name.
     pub fn marked(&self, settings: &Settings) -> MarkedInterfaces {
         interfaces::marks(&self.interfaces, &self.own_addresses, settings)
+    }
+}
+
+/// Takes `::6` away again, if it is there: what gave it has failed.
+pub fn take_proxy_source(netns: &Netns) {
+    if let Err(error) = ask_kernel(netns, addresses::remove_proxy_source) {
+        tracing::debug!(netns = %netns.path().display(), "::6 is not taken away: {error:#}");
     }
 }
 
@@ -127,5 +143,6 @@ async fn read_current(handle: Handle) -> Result<Network> {
         own_addresses: interfaces::own_addresses(&addresses),
         addresses: addresses.iter().filter_map(addresses::own).collect(),
         routes: routes::read(&handle).await?,
+        gave_proxy_source: false,
     })
 }

@@ -103,6 +103,12 @@ impl NodeHandle {
         let _ = self.commands.send(Command::FollowNetworks(changes)).await;
     }
 
+    /// Waits for the thread to end, which it does not do by itself: it has
+    /// panicked.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,

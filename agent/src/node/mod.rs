@@ -27,7 +27,7 @@ pub use self::{
 use crate::{
     datapath::{Datapath, PodProgram, Pods},
     netns::Netns,
-    network::{MarkedInterfaces, Network, Nsid, Nsids, RouteTable},
+    network::{self, MarkedInterfaces, Network, Nsid, Nsids, RouteTable},
     settings::{Compiled, Enrolment, Settings, compile},
     userns::IdMaps,
 };
@@ -116,8 +116,8 @@ impl Node {
         refuse_nodes_own(&netns)?;
         // From here on changes are reported; then it can be looked at.
         let nsid = self.nsids.of(&netns)?;
-        let network = Network::read_with_proxy_source(&netns, &request.settings)?;
         let ids = IdMaps::of(&netns)?;
+        let network = Network::read_with_proxy_source(&netns, &request.settings)?;
         self.forget_former(nsid, cookie);
         let version = self.next_version(&request, &network, &ids);
         let done = match self.enrolled.remove(&cookie) {
@@ -127,6 +127,9 @@ impl Node {
         let program = match done {
             Ok(program) => program,
             Err(error) => {
+                if network.gave_proxy_source {
+                    network::take_proxy_source(&netns);
+                }
                 // It may have been in force for a moment.
                 self.timer.remove_later(version);
                 return Err(error);
@@ -264,12 +267,10 @@ impl Node {
 
     /// After a failure: as it was before the request.
     fn restore(&mut self, cookie: NetnsCookie, pod: Pod, routes: &RouteTable) {
-        let restored = self
-            .pods
-            .write_routes(cookie, routes, &pod.routes)
-            .and_then(|()| self.pods.put_in_force(cookie, &pod.version.compiled.pod));
-        if let Err(error) = restored {
-            tracing::error!(cookie, "cannot restore the settings: {error:#}");
+        let settings = self.pods.put_in_force(cookie, &pod.version.compiled.pod);
+        let routes = self.pods.write_routes(cookie, routes, &pod.routes);
+        for error in [settings, routes].into_iter().filter_map(Result::err) {
+            tracing::error!(cookie, "cannot restore what was before: {error:#}");
         }
         self.enrolled.insert(cookie, pod);
     }

@@ -11,7 +11,7 @@ mod privileges;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 /// How bad a finding is.
@@ -107,9 +107,22 @@ pub fn required() -> Result<()> {
         .into_iter()
         .find(|finding| finding.level == Level::Failure)
     {
-        Some(Finding { found, remedy, .. }) => bail!("{found}; {remedy}"),
+        Some(finding) => Err(into_error(finding)),
         None => Ok(()),
     }
+}
+
+/// The cgroup v2 directory that the programs hang on.
+///
+/// # Errors
+///
+/// When there is none, or the named one is none, and what to do.
+pub fn cgroup(named: Option<&Path>) -> Result<PathBuf> {
+    places::cgroup(named).map_err(into_error)
+}
+
+fn into_error(Finding { found, remedy, .. }: Finding) -> anyhow::Error {
+    anyhow!("{found}; {remedy}")
 }
 
 /// What loading a program would only fail at with a bare errno.

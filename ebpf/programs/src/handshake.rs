@@ -47,21 +47,31 @@ fn publish(event: TcpEvent, socket: Socket) {
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
     let published = FLOWS.insert(key, asked, 0).is_ok()
-        && as_rules_have_it(&key).is_none_or(|key| FLOWS.insert(key, asked, 0).is_ok());
+        && (key.server.is_loopback() || FLOWS.insert(twin(&key), asked, 0).is_ok());
     if !published {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
 }
 
-/// Where a connection to the proxy's port at the pod's own address ends up when
-/// the pod carries Istio's iptables rules as well: those send the proxy's own to
-/// loopback. Other connections are sent to loopback in the first place.
+/// The other place of the proxy's port where a connection may end up. One that is
+/// sent to the pod's own address, which is that of its client, ends up at loopback
+/// when the pod carries Istio's iptables rules as well: those send the proxy's own
+/// there. Others are sent to loopback in the first place, and have no twin.
 #[inline(always)]
-fn as_rules_have_it(key: &FlowKey) -> Option<FlowKey> {
-    (!key.server.is_loopback()).then_some(FlowKey {
-        server: loopback_like(&key.server),
-        ..*key
-    })
+fn twin(key: &FlowKey) -> FlowKey {
+    let server = if key.server.is_loopback() {
+        key.client
+    } else {
+        loopback_like(&key.server)
+    };
+    FlowKey { server, ..*key }
+}
+
+/// Removes a connection, wherever it may have ended up.
+#[inline(always)]
+fn remove(key: &FlowKey) {
+    let _ = FLOWS.remove(*key);
+    let _ = FLOWS.remove(twin(key));
 }
 
 /// Whether a redirected connection from `client` to `server` is under way.
@@ -76,10 +86,7 @@ pub fn is_published(netns: NetnsCookie, client: &Endpoint, server: &Endpoint) ->
 fn withdraw(event: TcpEvent, socket: Socket) {
     if ASKED.get(socket).is_some() {
         let key = flow(event.netns(), &event.local(), &event.remote());
-        let _ = FLOWS.remove(key);
-        if let Some(key) = as_rules_have_it(&key) {
-            let _ = FLOWS.remove(key);
-        }
+        remove(&key);
     }
 }
 
@@ -113,7 +120,7 @@ fn take(event: TcpEvent, socket: Socket) {
     if ORIGINAL_DST.set(socket, asked).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
-    let _ = FLOWS.remove(key);
+    remove(&key);
 }
 
 /// The same for a connection from a virtual interface, whose client has no

@@ -42,8 +42,8 @@ pub fn opened(event: TcpEvent, socket: Socket) {
     });
 }
 
-/// An iterator has come to a TCP socket: one that called listen() before its
-/// namespace was enrolled, or that found no free slot then.
+/// An iterator has come to a TCP socket: perhaps a listener that called listen()
+/// before its namespace was enrolled, or that found no free slot then.
 #[inline(always)]
 pub fn visited(socket: Socket) {
     let Some(found) = kernel::tcp_socket(socket) else {
@@ -106,8 +106,9 @@ impl Listener {
         pods::settings(self.netns).is_some_and(|settings| settings.is_proxy_port(self.local.port))
     }
 
-    /// Has a listener that is in some slot take the first as well, if that is
-    /// empty: `sk_lookup` finds it there at once, and asks for no more.
+    /// Has a listener that is known take the first slot, if that is empty, whether
+    /// it is in another or in none: `sk_lookup` finds it there at once, and asks
+    /// for no more.
     #[inline(always)]
     fn move_up(&self, add: impl Fn(&mut ListenerKey) -> i64) {
         if self.is_proxys() {
@@ -116,8 +117,9 @@ impl Listener {
     }
 
     /// Marks the listener, so that the sockets accepted from it know whose they
-    /// are, and adds it where `sk_lookup` finds it. The mark also says that it
-    /// has been added: one that found no slot stays without.
+    /// are, and adds it where `sk_lookup` finds it. One that finds no place keeps
+    /// its mark: it gets connections all the same, as one of a group, of which
+    /// another has a place.
     #[inline(always)]
     fn remember(&self, socket: Socket, add: impl Fn(&mut ListenerKey) -> i64) {
         let (netns, port) = (self.netns, self.local.port);
@@ -129,27 +131,20 @@ impl Listener {
             counters::failed(netns, ErrorCode::ListenerFailed);
             return;
         }
-        if !into_free_slot(self, add) {
-            ORIGINAL_DST.remove(socket);
-        }
+        into_free_slot(self, add);
     }
 }
 
-/// Adds a listener under the first key that no other has. `false` when every key
-/// has one, or when it cannot be added.
+/// Adds a listener under the first key that no other has, if there is one.
 #[inline(always)]
-fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) -> bool {
+fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) {
     for slot in 0..LISTENER_SLOTS {
         match add(&mut listener.key(slot)) {
-            0 => return true,
+            0 => return,
             TAKEN => {}
-            _ => {
-                counters::failed(listener.netns, ErrorCode::ListenerFailed);
-                return false;
-            }
+            _ => return counters::failed(listener.netns, ErrorCode::ListenerFailed),
         }
     }
-    false
 }
 
 /// `-EEXIST`
