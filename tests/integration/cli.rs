@@ -193,6 +193,7 @@ fn an_agent_needs_a_cgroup_of_the_second_version() {
             .arg("--bpffs")
             .arg(agent.place().bpffs().with_file_name("another")));
         assert_refused(&ran, cgroup);
+        assert_refused(&ran, "--cgroup");
         assert!(!other.path().join("shunt.sock").exists());
     }
 }
@@ -257,13 +258,18 @@ fn only_root_may_talk_to_the_agent() {
             .arg(&netns));
         assert_refused(&ran, "root");
     }
+    // Nor when somebody has opened the socket to everybody: the kernel tells the
+    // agent who is at the other end.
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).expect("root may");
+    let ran = run(nobody.shunt().arg("--socket").arg(&socket).arg("status"));
+    assert_refused(&ran, "uid 65534 may not control the agent; only root may");
     assert_eq!(settings_of(&agent), before);
 }
 
 #[test]
 fn help_and_explain_need_neither_root_nor_an_agent() {
     let nobody = Nobody::new();
-    for subcommand in ["run", "enroll", "unenroll", "status", "explain"] {
+    for subcommand in ["run", "enroll", "unenroll", "status", "explain", "check"] {
         let ran = run(nobody.shunt().args([subcommand, "--help"]));
         assert!(ran.status.success(), "{ran:?}");
         assert!(ran.stdout.contains("Usage"), "{ran:?}");

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use shunt_tests::{
-    Envoy, Node, Outcome, Owner, Probe, Process, Responder, bpf, deadline::DEADLINE, envoy,
-    probe_all,
+    Agent, Envoy, Node, Outcome, Owner, Probe, Process, Responder, Source, bpf, connect_all,
+    deadline::DEADLINE, envoy, mesh::ISTIO_DEFAULTS, node::Stack, probe, probe_all,
+    responder::Families,
 };
 
 use crate::lab::{Lab, PORT};
@@ -33,6 +34,68 @@ fn ten_thousand_connections_leave_nothing_behind() {
     let after = bpf::entries_by_map(&agent.status());
     assert_eq!(after, before);
     assert_eq!(after["FLOWS"], 0);
+}
+
+/// What is published under two keys, because the proxy may be reached in two ways,
+/// is gone as soon as the connection is accepted.
+#[test]
+fn open_connections_leave_nothing_in_any_map() {
+    const EACH: u16 = 500;
+    let node = Node::new();
+    let pod = node.pod_with("pod", Stack::Dual);
+    let families = Families::Split;
+    let _proxy = Responder::start_for(families, pod.netns(), Owner::PROXY, &[15001, 15006]);
+    let agent = Agent::start(node.cgroup());
+    let flags = [&ISTIO_DEFAULTS[..], &["--dual-stack=true"]].concat();
+    agent.enroll(pod.netns(), &flags);
+    // Routes and addresses of IPv6 are known when this is redirected.
+    let over_ipv6 = Probe::new(Owner::APP, (Node::OUTSIDE6, PORT));
+    assert_eq!(
+        probe(pod.netns(), &over_ipv6).outcome.to_string(),
+        "pod:15001"
+    );
+    let before = bpf::entries_by_map(&agent.status());
+
+    let bound = |number| {
+        let probe = Probe::new(Owner::APP, (Node::OUTSIDE, PORT));
+        probe.from(Source::Port(17_000 + number))
+    };
+    let mut calls: Vec<Probe> = (0..EACH).map(bound).collect();
+    calls.extend([over_ipv6; EACH as usize]);
+    let open = connect_all(pod.netns(), &calls);
+
+    assert!(
+        open.iter().all(|(answer, stream)| {
+            answer.outcome.to_string() == "pod:15001" && stream.is_some()
+        })
+    );
+    assert_eq!(bpf::entries_by_map(&agent.status()), before);
+    drop(open);
+    assert_eq!(bpf::entries_by_map(&agent.status()), before);
+}
+
+/// A proxy may have more workers than are known by name: the kernel gives each of
+/// them its share all the same, and each has to know where a connection was sent.
+#[test]
+fn any_number_of_workers_know_the_original_destination() {
+    const WORKERS: usize = 20;
+    let lab = Lab::new();
+    let early: Vec<Responder> = (0..WORKERS / 2).map(|_| lab.proxy()).collect();
+    let _agent = lab.enrolled();
+    let late: Vec<Responder> = (0..WORKERS / 2).map(|_| lab.proxy()).collect();
+    for (from, to, port) in [
+        (lab.node.netns(), lab.pod.ip(), 15006),
+        (lab.pod.netns(), Node::OUTSIDE, 15001),
+    ] {
+        let calls = [Probe::new(Owner::APP, (to, PORT)); 400];
+        for answer in probe_all(from, &calls) {
+            assert_eq!(answer.outcome.to_string(), format!("pod:{port}"));
+            let greeting = answer.greeting();
+            assert_eq!(greeting.original_dst, Ok((to, PORT).into()), "{greeting:?}");
+        }
+    }
+    let idle = early.iter().chain(&late).filter(|one| one.accepted() == 0);
+    assert_eq!(idle.count(), 0, "the kernel spreads over all of them");
 }
 
 /// A connection that is refused has been published, and nobody accepts it.

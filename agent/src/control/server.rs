@@ -124,10 +124,19 @@ async fn converse(stream: UnixStream, node: &NodeHandle) -> Result<()> {
         .peer_cred()
         .context("cannot tell who is at the other end")?;
     let own = nix::unistd::geteuid().as_raw();
-    if peer.uid() != 0 && peer.uid() != own {
-        bail!("uid {} may not control the agent", peer.uid());
-    }
     let mut frames = Framed::new(stream, codec());
+    if peer.uid() != 0 && peer.uid() != own {
+        let refusal = format!(
+            "uid {} may not control the agent; only root may",
+            peer.uid()
+        );
+        // Whatever it asks, so that it hears the answer.
+        let _ = frames.next().await;
+        frames
+            .send(encode(&Reply::Failed(refusal.clone()))?)
+            .await?;
+        bail!(refusal);
+    }
     while let Some(frame) = frames.next().await {
         let frame = frame.context("a request is cut or too long")?;
         let reply = match decode(&frame) {

@@ -1,6 +1,9 @@
 //! Maps that have no room for another pod.
 
-use shunt_tests::{Agent, Netns, Node, Owner, Pod, Probe, agent, bpf, mesh::ISTIO_DEFAULTS, probe};
+use shunt_tests::{
+    Agent, Netns, Node, Owner, Pod, Probe, agent, bpf, command::output_of, mesh::ISTIO_DEFAULTS,
+    node::Stack, probe,
+};
 
 use super::agent_with;
 use crate::lab::{Lab, PORT};
@@ -120,4 +123,36 @@ fn settings_that_find_no_room_leave_the_former_in_force() {
     assert_eq!(bpf::entries_by_map(&agent.status()), before);
     agent.enroll(lab.pod.netns(), &["-b", "*", "-i", "203.0.113.0/24"]);
     assert_eq!(lab.outbound(), "node:80");
+}
+
+/// The address that the proxy calls its application from is taken back as well.
+#[test]
+fn a_pod_that_is_not_enrolled_has_the_addresses_that_it_had() {
+    let lab = Lab::new();
+    let agent = agent_with(&lab, &["PODS=1"]);
+    agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    let second = lab.node.pod_with("second", Stack::V6);
+    let addresses = || {
+        output_of(
+            second
+                .netns()
+                .command("ip", Owner::ROOT)
+                .args(["-6", "addr", "show", "lo"]),
+        )
+    };
+    let before = addresses();
+    assert!(!before.contains("::6/128"), "{before}");
+
+    assert_refused(
+        &agent,
+        second.netns(),
+        &ISTIO_DEFAULTS,
+        "no room for another pod",
+    );
+    assert_eq!(addresses(), before);
+
+    // With room it would have got it.
+    agent.unenroll(lab.pod.netns());
+    agent.enroll(second.netns(), &ISTIO_DEFAULTS);
+    assert!(addresses().contains("::6/128"), "{}", addresses());
 }
