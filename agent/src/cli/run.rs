@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    bpffs, cgroup,
+    bpffs,
     control::Server,
     datapath::{Datapath, Events, MapLimit},
     network::{Changes, Watch},
@@ -67,10 +67,7 @@ impl Run {
         preflight::required()?;
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
-        let cgroup = match &self.cgroup {
-            Some(named) => named.clone(),
-            None => cgroup::find_root()?,
-        };
+        let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
         let events = datapath.events()?;
         let requests = Requests::of(events)?;

@@ -11,7 +11,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 /// those that had begun are done.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
-    hold_freed: bool,
+    freed: bool,
 }
 
 /// What a program takes at most, with much to spare.
@@ -19,13 +19,13 @@ const LONGEST_RUN: Duration = Duration::from_millis(20);
 
 impl Readers {
     /// An element was replaced or removed.
-    pub(super) fn may_hold_freed(&mut self) {
-        self.hold_freed = true;
+    pub(super) fn note_freed(&mut self) {
+        self.freed = true;
     }
 
     /// Waits for those who may still read one, if there are any.
-    pub(super) fn wait(&mut self) {
-        if !self.hold_freed {
+    pub(super) fn wait_for_readers(&mut self) {
+        if !self.freed {
             return;
         }
         // This command is `synchronize_rcu()`. Kernels that keep timer ticks off
@@ -33,6 +33,6 @@ impl Readers {
         if membarrier(MembarrierCommand::Global).is_err() {
             thread::sleep(LONGEST_RUN);
         }
-        self.hold_freed = false;
+        self.freed = false;
     }
 }

@@ -65,6 +65,8 @@ struct Pod {
     complained: bool,
     /// It will be looked at again.
     looks_again: bool,
+    /// Its listeners could not be looked for, and that has been said.
+    listeners_missed: bool,
     /// Attached to the namespace while this is kept.
     program: PodProgram,
 }
@@ -146,6 +148,7 @@ impl Node {
                 nsid,
                 complained: false,
                 looks_again: false,
+                listeners_missed: false,
                 program,
             },
         );

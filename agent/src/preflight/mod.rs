@@ -11,7 +11,7 @@ mod privileges;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 /// How bad a finding is.
@@ -51,6 +51,10 @@ impl Finding {
 
     fn failure(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(subject, Level::Failure, found, remedy)
+    }
+
+    fn into_error(self) -> anyhow::Error {
+        anyhow!("{}; {}", self.found, self.remedy)
     }
 
     fn new(
@@ -107,9 +111,19 @@ pub fn required() -> Result<()> {
         .into_iter()
         .find(|finding| finding.level == Level::Failure)
     {
-        Some(Finding { found, remedy, .. }) => bail!("{found}; {remedy}"),
+        Some(finding) => Err(finding.into_error()),
         None => Ok(()),
     }
+}
+
+/// The cgroup v2 directory that the programs are to hang on: the one that is named, or
+/// the root of the hierarchy.
+///
+/// # Errors
+///
+/// When it is none, or none is mounted.
+pub fn cgroup(named: Option<&Path>) -> Result<PathBuf> {
+    places::cgroup(named).map_err(Finding::into_error)
 }
 
 /// What loading a program would only fail at with a bare errno.
