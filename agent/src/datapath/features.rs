@@ -18,15 +18,14 @@ pub struct Feature {
     pub found: Result<bool>,
 }
 
-/// The types of the programs. Tracing stands for the iterator over listeners, which
-/// cannot be tried without one of its targets.
-const PROGRAMS: [(&str, ProgramType); 6] = [
+/// The types of the programs. The iterator over listeners is not among them: a kernel
+/// with BTF has it, and it cannot be tried without one of its targets.
+const PROGRAMS: [(&str, ProgramType); 5] = [
     ("cgroup_sock_addr", ProgramType::CgroupSockAddr),
     ("cgroup_sockopt", ProgramType::CgroupSockopt),
     ("sock_ops", ProgramType::SockOps),
     ("sk_lookup", ProgramType::SkLookup),
     ("sched_cls", ProgramType::SchedClassifier),
-    ("tracing", ProgramType::Tracing),
 ];
 
 /// The types of the maps; constants of the programs are in an array.
@@ -48,8 +47,8 @@ macro_rules! helpers {
     };
 }
 
-/// The helpers, each once for every type of program that calls it; those of the
-/// iterator cannot be tried.
+/// The helpers, each once for every type of program that calls it, the iterator left
+/// out.
 const HELPERS: &[(ProgramType, &str, BpfHelper)] = helpers! {
     CgroupSockAddr: BPF_FUNC_map_lookup_elem, BPF_FUNC_set_retval, BPF_FUNC_bind,
         BPF_FUNC_get_netns_cookie, BPF_FUNC_probe_read_kernel, BPF_FUNC_ktime_get_coarse_ns,

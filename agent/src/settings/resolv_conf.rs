@@ -12,20 +12,20 @@ use super::written::Excerpt;
 #[derive(Debug, Error)]
 pub enum ResolvConfError {
     /// It cannot be read.
-    #[error("cannot read {}: {source}; --resolv-conf names the resolv.conf of the pod", .path.display())]
+    #[error("cannot read {}: {cause}; --resolv-conf names the resolv.conf of the pod", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It cannot be understood.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {cause}", .path.display())]
     Nameserver {
         /// The file.
         path: PathBuf,
         /// The line.
-        source: BadNameserver,
+        cause: BadNameserver,
     },
 }
 
@@ -35,13 +35,13 @@ pub enum ResolvConfError {
 ///
 /// When it cannot be read, or a nameserver in it is no address.
 pub fn read_resolv_conf(path: &Path) -> Result<Vec<IpAddr>, ResolvConfError> {
-    let text = fs::read_to_string(path).map_err(|source| ResolvConfError::Read {
+    let text = fs::read_to_string(path).map_err(|cause| ResolvConfError::Read {
         path: path.to_owned(),
-        source,
+        cause,
     })?;
-    resolv_conf(&text).map_err(|source| ResolvConfError::Nameserver {
+    resolv_conf(&text).map_err(|cause| ResolvConfError::Nameserver {
         path: path.to_owned(),
-        source,
+        cause,
     })
 }
 
