@@ -124,7 +124,7 @@ mod tests {
                 .iter()
                 .enumerate()
                 .for_each(|(i, value)| places(value, &format!("{at}/{i}"), found)),
-            _ => {}
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
 
@@ -150,13 +150,7 @@ mod tests {
             ("proxy_uids", json!([u32::MAX]), "is not a uid"),
             (
                 "proxy_gids",
-                json!(
-                    vec![1; 17]
-                        .iter()
-                        .zip(0..)
-                        .map(|(a, b)| a + b)
-                        .collect::<Vec<u32>>()
-                ),
+                json!((0..17).collect::<Vec<u32>>()),
                 "more than 16",
             ),
             (

@@ -7,9 +7,10 @@ use shunt_abi::Hairpin;
 
 use super::{Capture, Interfaces, OwnerGroups, Owners, PortSet, Problem, Settings};
 
+type Named = (&'static str, fn() -> Settings);
+
 /// The presets, by the names of the meshes.
-pub(super) const ALL: [(&str, fn() -> Settings); 3] =
-    [("istio", istio), ("linkerd", linkerd), ("kuma", kuma)];
+pub(super) const ALL: [Named; 3] = [("istio", istio), ("linkerd", linkerd), ("kuma", kuma)];
 
 /// The defaults of the mesh of that name.
 pub(super) fn of_mesh(name: &str) -> Result<Settings, Problem> {
