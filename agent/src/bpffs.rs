@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,10 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    sys::{
+        stat::{major, minor},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
 };
 
 /// Where maps are pinned unless told otherwise.
@@ -168,33 +172,73 @@ pub fn look(path: &Path) -> Result<Place> {
     if !is_bpffs(path)? {
         return Ok(Place::Missing);
     }
-    Ok(match try_lock(path)? {
-        Some(_given_up_at_once) => Place::Mounted,
-        None => Place::Taken,
+    Ok(if is_locked(path)? {
+        Place::Taken
+    } else {
+        Place::Mounted
+    })
+}
+
+/// Whether somebody holds the lock. Asks without taking it, even for a moment: an
+/// agent that starts just then would take that for another agent. Nobody in a PID
+/// namespace above this one is seen.
+fn is_locked(path: &Path) -> Result<bool> {
+    let found = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let locks = fs::read_to_string("/proc/locks")
+        .context("cannot read /proc/locks to tell whether an agent runs; is /proc mounted?")?;
+    Ok(holds_lock(&locks, found.dev(), found.ino()))
+}
+
+/// Whether the text of /proc/locks has a lock of flock() on a file. Those that wait
+/// for one have an arrow in the second column.
+fn holds_lock(locks: &str, device: u64, inode: u64) -> bool {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        columns.get(1) == Some(&"FLOCK") && columns.get(5) == Some(&file.as_str())
     })
 }
 
 fn lock(path: &Path) -> Result<Flock<File>> {
-    try_lock(path)?.with_context(|| {
-        format!(
-            "another agent keeps its maps at {}; stop it first, or give this one its own \
-             --bpffs",
-            path.display()
-        )
-    })
-}
-
-/// `None` when another agent has the lock.
-fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
-    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let shown = path.display();
+    let dir = File::open(path).with_context(|| format!("cannot open {shown}"))?;
     match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_dir, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_dir, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+        Ok(lock) => Ok(lock),
+        Err((_dir, Errno::EWOULDBLOCK)) => bail!(
+            "another agent keeps its maps at {shown}; stop it first, or give this one its own \
+             --bpffs"
+        ),
+        Err((_dir, errno)) => Err(errno).with_context(|| format!("cannot lock {shown}")),
     }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {
     let found = statfs(path).with_context(|| format!("cannot look at {}", path.display()))?;
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_found_by_its_file() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1b:42 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 8 00:1b:43 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 00:1b:44 0 EOF\n";
+        let device = nix::sys::stat::makedev(0, 0x1b);
+        let found = [42, 43, 44].map(|inode| holds_lock(locks, device, inode));
+        assert_eq!(found, [false, true, false]);
+        assert!(!holds_lock(locks, nix::sys::stat::makedev(0, 0x1c), 43));
+    }
+
+    #[test]
+    fn looking_sees_a_lock_and_takes_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(!is_locked(dir.path()).expect("it can be asked"));
+        let held = lock(dir.path()).expect("nobody else has it");
+        assert!(is_locked(dir.path()).expect("it can be asked"));
+        drop(held);
+        assert!(!is_locked(dir.path()).expect("it can be asked"));
+    }
 }

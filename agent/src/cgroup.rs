@@ -17,15 +17,12 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 pub fn find_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts")
         .context("cannot read /proc/self/mounts to find the cgroup v2 mount; is /proc mounted?")?;
-    root_in(&mounts).context(
-        "no cgroup v2 is mounted, and the programs hang on its root; \
-         mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup",
-    )
+    root_in(&mounts).context("no cgroup v2 is mounted, and the programs hang on its root")
 }
 
-/// Whether a directory belongs to a cgroup v2 hierarchy.
+/// Whether there is a directory of a cgroup v2 hierarchy at `path`.
 pub fn is_v2(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    path.is_dir() && statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// The first cgroup2 mount point in the text of /proc/self/mounts, the usual

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use shunt::{
     cli::{
         check::Check,
@@ -59,7 +59,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let shunt = Shunt::parse();
+    let mut command = shunt::cli::without_empty_variables(Shunt::command());
+    let given = command.get_matches_mut();
+    let shunt =
+        Shunt::from_arg_matches(&given).unwrap_or_else(|error| error.format(&mut command).exit());
     shunt::cli::start_logs();
     let socket = &shunt.socket;
     let done = match shunt.command {

@@ -17,6 +17,7 @@ use nix::{
         statfs::{NSFS_MAGIC, fstatfs},
     },
 };
+use serde::{Deserialize as _, Deserializer, de::Error as _};
 use shunt_abi::NetnsCookie;
 
 /// An open network namespace. While it is open the namespace stays, even when
@@ -26,6 +27,20 @@ pub struct Netns {
     file: File,
     path: PathBuf,
     cookie: NetnsCookie,
+}
+
+/// Reads the path of a namespace from a message: who sent it may be in another
+/// directory than the agent.
+pub(crate) fn absolute_path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(D::Error::custom(format!(
+            "{path:?} does not begin with \"/\"; name the namespace as /run/netns/NAME or \
+             /proc/PID/ns/net"
+        )))
+    }
 }
 
 impl Netns {

@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::Shutdown,
     os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
@@ -258,12 +260,94 @@ fn only_root_may_talk_to_the_agent() {
             .arg(&netns));
         assert_refused(&ran, "root");
     }
-    // Nor when somebody has opened the socket to everybody: the kernel tells the
-    // agent who is at the other end.
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).expect("root may");
-    let ran = run(nobody.shunt().arg("--socket").arg(&socket).arg("status"));
-    assert_refused(&ran, "uid 65534 may not control the agent; only root may");
+    // Nor when somebody has opened the socket to everybody.
+    let open = fs::Permissions::from_mode(0o666);
+    fs::set_permissions(&socket, open).expect("our own socket");
+    let mut status = nobody.shunt();
+    let ran = run(status.arg("--socket").arg(&socket).arg("status"));
+    assert_refused(&ran, "uid 65534 may not control the agent");
     assert_eq!(settings_of(&agent), before);
+}
+
+/// What the agent answers to bytes that are no frame, or no message.
+fn answer_to(agent: &Agent, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(agent.place().socket()).expect("it serves");
+    // It may have closed its end before all is sent.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn what_is_no_message_is_refused_with_a_reason() {
+    let lab = Lab::new();
+    let agent = lab.enrolled();
+    let before = settings_of(&agent);
+    let seventeen_mib: u32 = 17 << 20;
+    let mut too_long = seventeen_mib.to_be_bytes().to_vec();
+    too_long.resize(too_long.len() + (1 << 20), b' ');
+    let whole = br#"{"unenrol":"here"}"#;
+    let length = u32::try_from(whole.len())
+        .expect("it is short")
+        .to_be_bytes();
+    let framed = [&length[..], whole].concat();
+    let (cut, _) = framed.split_at(framed.len() - 1);
+    for (bytes, says) in [
+        (too_long.as_slice(), "16777216 bytes"),
+        (cut, "is cut"),
+        (&framed, "unenrol"),
+        (b"\x00\x00\x00\x02{]", "same version"),
+    ] {
+        let answer = answer_to(&agent, bytes);
+        assert!(answer.contains("failed"), "{says}: {answer}");
+        assert!(answer.contains(says), "{says}: {answer}");
+    }
+    assert_eq!(settings_of(&agent), before);
+    assert!(!agent.log().contains("panicked"), "{}", agent.log());
+}
+
+#[test]
+fn variables_that_are_empty_count_as_unset() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let netns = lab.pod.netns().path();
+    let mut enroll = agent.enroll_command(&netns, &ISTIO_DEFAULTS);
+    for name in [
+        "SHUNT_SOCKET",
+        "SHUNT_NETNS",
+        "SHUNT_RESOLV_CONF",
+        "SHUNT_LOG",
+    ] {
+        enroll.env(name, "");
+    }
+    let ran = run(&mut enroll);
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(ran.stderr, "");
+    let ran = run(agent.cli().arg("status").env("SHUNT_OUTPUT", ""));
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(ran.stdout.contains("settings --mesh istio\n"), "{ran:?}");
+}
+
+#[test]
+fn a_log_that_cannot_be_set_up_as_asked_says_so() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let ran = run(agent.cli().arg("status").env("SHUNT_LOG", "a=b=c"));
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(ran.stderr.contains("SHUNT_LOG=\"a=b=c\""), "{ran:?}");
+}
+
+#[test]
+fn a_resolv_conf_that_is_not_there_is_bad_input() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let mut enroll = agent.enroll_command(&lab.pod.netns().path(), &["--redirect-dns"]);
+    let ran = run(enroll.args(["--resolv-conf", "/there-is-none"]));
+    assert_refused(&ran, "--resolv-conf");
+    assert_eq!(ran.status.code(), Some(2));
+    assert_eq!(settings_of(&agent).len(), 0);
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 use std::{fmt, ops::AddAssign};
 
-/// Tests that passed and failed.
+/// Tests that passed and failed, and those that did not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// Marked with `#[ignore]`.
+    pub(crate) ignored: u64,
+    /// Not of the names that were asked for.
+    pub(crate) filtered: u64,
 }
 
 impl Tally {
@@ -22,6 +26,8 @@ impl Tally {
         Some(Self {
             passed: count("passed")?,
             failed: count("failed")?,
+            ignored: count("ignored")?,
+            filtered: count("filtered out")?,
         })
     }
 }
@@ -30,6 +36,8 @@ impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.filtered += other.filtered;
     }
 }
 
@@ -45,12 +53,14 @@ mod tests {
 
     #[test]
     fn the_runners_line_is_read() {
-        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.01s";
+        let line = "test result: FAILED. 12 passed; 3 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.01s";
         assert_eq!(
             Tally::from_line(line),
             Some(Tally {
                 passed: 12,
-                failed: 3
+                failed: 3,
+                ignored: 2,
+                filtered: 7,
             })
         );
         let line = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
@@ -63,6 +73,7 @@ mod tests {
             "",
             "test result: ok",
             "test result: ok. none",
+            "test result: ok. 1 passed; 0 failed",
             "running 5 tests",
             "test tally::tests::other_lines_are_not ... ok",
             "  test result: ok. 1 passed; 0 failed",
@@ -77,10 +88,12 @@ mod tests {
         sum += Tally {
             passed: 2,
             failed: 1,
+            ..Tally::default()
         };
         sum += Tally {
             passed: 3,
             failed: 0,
+            ..Tally::default()
         };
         assert_eq!(sum.to_string(), "5 passed, 1 failed");
     }

@@ -152,6 +152,16 @@ impl Report {
             Some(format!(
                 "{name}: cargo failed without a failed test, so they did not compile or the runner died: see above"
             ))
+        } else if tally.ignored > 0 {
+            Some(format!(
+                "{name}: {} ignored; a test that cannot run has to fail, so take #[ignore] away",
+                tally.ignored
+            ))
+        } else if tally.filtered > 0 && !filtered {
+            Some(format!(
+                "{name}: {} filtered out, although every test was asked for",
+                tally.filtered
+            ))
         } else if tally.passed == 0 && !filtered && !run.may_be_empty {
             Some(format!("{name}: there was none to run"))
         } else {
@@ -170,7 +180,7 @@ impl Report {
     fn complaints(&self) -> Vec<String> {
         let mut all = self.complaints.clone();
         // A filter may leave a run empty, but not all of them.
-        if all.is_empty() && self.total == Tally::default() {
+        if all.is_empty() && self.total.passed == 0 {
             all.push("no test has a name that contains the filter".to_owned());
         }
         all
@@ -199,7 +209,11 @@ mod tests {
     fn report(outcomes: &[(u64, u64, bool)], filtered: bool) -> Report {
         let mut report = Report::default();
         for &(passed, failed, success) in outcomes {
-            let tally = Tally { passed, failed };
+            let tally = Tally {
+                passed,
+                failed,
+                ..Tally::default()
+            };
             report.add(&FULL, Outcome { tally, success }, filtered);
         }
         report
@@ -209,13 +223,7 @@ mod tests {
     fn all_passed_is_good() {
         let report = report(&[(5, 0, true), (2, 0, true)], false);
         assert!(report.is_good());
-        assert_eq!(
-            report.total,
-            Tally {
-                passed: 7,
-                failed: 0
-            }
-        );
+        assert_eq!(report.total.to_string(), "7 passed, 0 failed");
     }
 
     #[test]
@@ -239,6 +247,30 @@ mod tests {
         assert!(!report(&[(5, 0, true), (0, 0, true)], false).is_good());
         assert!(report(&[(5, 0, true), (0, 0, true)], true).is_good());
         assert!(!report(&[(0, 0, true), (0, 0, true)], true).is_good());
+    }
+
+    #[test]
+    fn tests_that_did_not_run_are_no_success() {
+        let judged = |ignored, filtered, asked: bool| {
+            let mut report = Report::default();
+            let tally = Tally {
+                passed: 5,
+                failed: 0,
+                ignored,
+                filtered,
+            };
+            let outcome = Outcome {
+                tally,
+                success: true,
+            };
+            report.add(&FULL, outcome, asked);
+            (report.is_good(), report.total.to_string())
+        };
+        let bad = (false, "5 passed, 1 failed".to_owned());
+        assert_eq!(judged(1, 0, false), bad);
+        assert_eq!(judged(1, 0, true), bad);
+        assert_eq!(judged(0, 3, false), bad);
+        assert!(judged(0, 3, true).0);
     }
 
     #[test]

@@ -1,10 +1,6 @@
 //! `shunt enroll` and `shunt unenroll`.
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -13,7 +9,7 @@ use super::ask;
 use crate::{
     control::Request,
     node::EnrolRequest,
-    settings::{Flags, process_env, resolv_conf},
+    settings::{Flags, process_env, read_resolv_conf},
 };
 
 /// Redirects a network namespace; returns when the redirection is in force.
@@ -47,21 +43,16 @@ impl Enroll {
     ///
     /// With what is wrong in the input, or what kept the agent from it.
     pub fn run(&self, socket: &Path) -> Result<()> {
+        let resolvers = match &self.resolv_conf {
+            Some(path) => read_resolv_conf(path)?,
+            None => Vec::new(),
+        };
         let request = EnrolRequest {
             netns: absolute(&self.netns)?,
-            resolvers: self.resolvers()?,
+            resolvers,
             settings: self.flags.settings(&process_env)?,
         };
         ask(socket, &Request::Enrol(Box::new(request))).map(drop)
-    }
-
-    fn resolvers(&self) -> Result<Vec<IpAddr>> {
-        let Some(path) = &self.resolv_conf else {
-            return Ok(Vec::new());
-        };
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read the resolv.conf {}", path.display()))?;
-        resolv_conf(&text).with_context(|| format!("in {}", path.display()))
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     cli::{Output, fail, say},
     settings::{
         Compiled, Enrolment, Families, Flags, HostLists, ResolvConfError, Settings, SettingsError,
-        compile, process_env, resolv_conf,
+        compile, process_env, read_resolv_conf,
     },
     userns::IdMaps,
 };
@@ -138,22 +138,9 @@ pub enum ExplainError {
     /// A setting cannot be understood.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The resolv.conf cannot be read.
-    #[error("cannot read {}: {source}; --resolv-conf names the resolv.conf of the pod", .path.display())]
-    ResolvConfRead {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The resolv.conf cannot be understood.
-    #[error("{}: {source}", .path.display())]
-    ResolvConf {
-        /// The file.
-        path: PathBuf,
-        /// The line.
-        source: ResolvConfError,
-    },
+    /// The resolv.conf is of no use.
+    #[error(transparent)]
+    ResolvConf(#[from] ResolvConfError),
     /// DNS capture without resolvers.
     #[error(
         "--redirect-dns captures DNS for the resolvers of the pod, which are not known here; \
@@ -273,15 +260,7 @@ impl Explain {
                 Ok(Vec::new())
             };
         };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ExplainError::ResolvConfRead {
-                path: path.clone(),
-                source,
-            })?;
-        resolv_conf(&text).map_err(|source| ExplainError::ResolvConf {
-            path: path.clone(),
-            source,
-        })
+        Ok(read_resolv_conf(path)?)
     }
 }
 

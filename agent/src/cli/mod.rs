@@ -13,9 +13,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::{Arg, Command, builder::Resettable};
 use tracing_subscriber::EnvFilter;
 
-use crate::control::{Client, Reply, Request};
+use crate::{
+    control::{Client, Reply, Request},
+    settings::process_env,
+};
 
 /// How a command writes its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -47,14 +51,49 @@ fn say(text: &impl std::fmt::Display) -> Result<()> {
     }
 }
 
+/// How much is logged unless `SHUNT_LOG` says otherwise.
+const USUAL_LOG: &str = "info";
+
 /// Starts the log, on stderr; `SHUNT_LOG` says how much of it (`info`, `debug`,
-/// `shunt=trace`).
+/// `shunt=trace`). Says so when it cannot be understood.
 pub fn start_logs() {
+    let asked = process_env("SHUNT_LOG").filter(|text| !text.trim().is_empty());
+    let (filter, complaint) = match asked.as_deref().map(EnvFilter::try_new) {
+        None => (EnvFilter::new(USUAL_LOG), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(USUAL_LOG), Some(error)),
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(EnvFilter::try_from_env("SHUNT_LOG").unwrap_or_else(|_| "info".into()))
+        .with_env_filter(filter)
         .init();
+    if let Some(error) = complaint {
+        tracing::warn!(
+            "SHUNT_LOG={:?} cannot be understood ({error}); logs at {USUAL_LOG}. \
+             Give a level, such as debug, or shunt=trace",
+            asked.unwrap_or_default()
+        );
+    }
+}
+
+/// Lets variables that are empty count as unset, as those of the settings do:
+/// manifests set them so.
+#[must_use]
+pub fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |arg: &Arg| {
+        let text = arg.get_env().and_then(std::env::var_os);
+        text.is_some_and(|text| text.to_string_lossy().trim().is_empty())
+    };
+    command
+        .mut_args(|arg| {
+            if is_empty(&arg) {
+                arg.env(Resettable::Reset)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// Says why a command failed, and gives its exit code: 2 for a setting that

@@ -75,6 +75,10 @@ fn write_pod(out: &mut fmt::Formatter<'_>, pod: &PodStatus) -> fmt::Result {
         settings.proxy_uids.as_slice(),
         settings.proxy_gids.as_slice()
     )?;
+    match settings.as_flags() {
+        Some(flags) => write!(out, "\n    settings {flags}")?,
+        None => write!(out, "\n    settings that no flags give: see --output json")?,
+    }
     for (rule, count) in &pod.counters.rules {
         write!(out, "\n    {rule:<28} {count}")?;
     }

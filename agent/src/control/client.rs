@@ -36,16 +36,15 @@ impl Client {
     ///
     /// When the agent could not do it, or is gone.
     pub async fn ask(&mut self, request: &Request) -> Result<Reply> {
-        self.frames
-            .send(encode(request)?)
-            .await
-            .context("the agent closed the connection")?;
-        let frame = self
-            .frames
-            .next()
-            .await
-            .context("the agent closed the connection without an answer; its log says why")?
-            .context("the agent's answer is cut")?;
+        let sent = self.frames.send(encode(request)?).await;
+        // The agent may have closed its end after an answer that says why.
+        let frame = match (self.frames.next().await, sent) {
+            (Some(answer), _) => answer.context("the agent's answer is cut")?,
+            (None, Err(error)) => Err(error).context("the agent closed the connection")?,
+            (None, Ok(())) => {
+                bail!("the agent closed the connection without an answer; its log says why")
+            }
+        };
         match decode(&frame)? {
             Reply::Failed(why) => bail!(why),
             reply @ (Reply::Done | Reply::Status(_)) => Ok(reply),

@@ -6,19 +6,26 @@ use std::{
         net::UnixStream as StdStream,
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
 };
-use tokio_util::codec::Framed;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use super::protocol::{Reply, Request, codec, decode, encode};
+use super::protocol::{MAX_FRAME, Reply, Request, codec, decode, encode};
 use crate::node::NodeHandle;
+
+type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
 /// The agent's end of the control socket. Dropping it removes the socket.
 #[derive(Debug)]
@@ -37,10 +44,14 @@ impl Server {
     pub fn bind(path: &Path) -> Result<Self> {
         let shown = path.display();
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)
-                .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+            fs::create_dir_all(dir).with_context(|| {
+                format!(
+                    "cannot make the directory {}; name a socket in another one with --socket",
+                    dir.display()
+                )
+            })?;
         }
-        let _turn = wait_for_turn(path)?;
+        let _turn = wait_for_turn(path, LONGEST_TURN)?;
         if StdStream::connect(path).is_ok() {
             bail!(
                 "another agent serves at {shown}; stop it first, or give this one \
@@ -48,8 +59,9 @@ impl Server {
             );
         }
         remove_socket(path)?;
-        let listener =
-            UnixListener::bind(path).with_context(|| format!("cannot listen at {shown}"))?;
+        let listener = UnixListener::bind(path).with_context(|| {
+            format!("cannot listen at {shown}; name another place with --socket")
+        })?;
         let server = Self {
             listener,
             path: path.to_owned(),
@@ -76,7 +88,7 @@ impl Server {
                 Err(error) => {
                     tracing::warn!("cannot accept on the control socket: {error}");
                     // Out of descriptors, most likely: let others end first.
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
             while conversations.try_join_next().is_some() {}
@@ -92,18 +104,36 @@ impl Drop for Server {
     }
 }
 
+/// How long an agent that binds at the same time may take, with much to spare. Anybody who
+/// can open the directory can lock it, and may never let go.
+const LONGEST_TURN: Duration = Duration::from_secs(5);
+
 /// Keeps other agents from binding beside this one while it is held: each would
 /// remove the socket that the other has just made.
-fn wait_for_turn(path: &Path) -> Result<Flock<File>> {
+fn wait_for_turn(path: &Path, longest: Duration) -> Result<Flock<File>> {
     let dir = path
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let opened =
-        File::open(dir).with_context(|| format!("cannot open the directory {}", dir.display()))?;
-    Flock::lock(opened, FlockArg::LockExclusive)
-        .map_err(|(_dir, errno)| errno)
-        .with_context(|| format!("cannot lock the directory {}", dir.display()))
+    let shown = dir.display();
+    let mut opened = File::open(dir).with_context(|| {
+        format!("cannot open the directory {shown}; name a socket in another one with --socket")
+    })?;
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((dir, Errno::EWOULDBLOCK)) if begun.elapsed() < longest => opened = dir,
+            Err((_dir, Errno::EWOULDBLOCK)) => bail!(
+                "somebody else keeps the directory {shown} locked; give this agent a --socket in a \
+                 directory of its own"
+            ),
+            Err((_dir, errno)) => {
+                return Err(errno).with_context(|| format!("cannot lock the directory {shown}"));
+            }
+        }
+        thread::sleep(longest / 100);
+    }
 }
 
 /// Removes a socket that nobody serves, and nothing else.
@@ -119,37 +149,58 @@ fn remove_socket(path: &Path) -> Result<()> {
     }
 }
 
+/// Answers one client until it goes away, or says what cannot be understood.
 async fn converse(stream: UnixStream, node: &NodeHandle) -> Result<()> {
     let peer = stream
         .peer_cred()
         .context("cannot tell who is at the other end")?;
-    let own = nix::unistd::geteuid().as_raw();
     let mut frames = Framed::new(stream, codec());
-    if peer.uid() != 0 && peer.uid() != own {
-        let refusal = format!(
-            "uid {} may not control the agent; only root may",
-            peer.uid()
-        );
-        // Whatever it asks, so that it hears the answer.
-        let _ = frames.next().await;
-        frames
-            .send(encode(&Reply::Failed(refusal.clone()))?)
-            .await?;
-        bail!(refusal);
+    if let Err(error) = may_control(peer.uid()) {
+        return refuse(&mut frames, error).await;
     }
     while let Some(frame) = frames.next().await {
-        let frame = frame.context("a request is cut or too long")?;
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return refuse(&mut frames, frame_error(&error)).await,
+        };
         let reply = match decode(&frame) {
             Ok(request) => answer(request, node).await,
             Err(error) => Err(error),
         };
         let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
-        frames
-            .send(encode(&reply)?)
-            .await
-            .context("the client went away")?;
+        send(&mut frames, &reply).await?;
     }
     Ok(())
+}
+
+/// The mode of the socket keeps others out already, as long as nobody changes it.
+fn may_control(uid: u32) -> Result<()> {
+    let own = nix::unistd::geteuid().as_raw();
+    ensure!(
+        uid == 0 || uid == own,
+        "uid {uid} may not control the agent; call this as root"
+    );
+    Ok(())
+}
+
+/// Why no frame came in: what follows cannot be told apart any more.
+fn frame_error(error: &io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::InvalidData {
+        anyhow!("a request of more than {MAX_FRAME} bytes is not read; shorten its lists")
+    } else {
+        anyhow!("the request is cut ({error}); send all of it")
+    }
+}
+
+/// Tells the client why this was the end, and the log as well.
+async fn refuse(frames: &mut Frames, why: anyhow::Error) -> Result<()> {
+    send(frames, &Reply::Failed(format!("{why:#}"))).await?;
+    Err(why)
+}
+
+async fn send(frames: &mut Frames, reply: &Reply) -> Result<()> {
+    let sent = frames.send(encode(reply)?).await;
+    sent.context("the client went away")
 }
 
 async fn answer(request: Request, node: &NodeHandle) -> Result<Reply> {
@@ -157,5 +208,97 @@ async fn answer(request: Request, node: &NodeHandle) -> Result<Reply> {
         Request::Enrol(request) => node.enrol(*request).await.map(|()| Reply::Done),
         Request::Unenrol(netns) => node.unenrol(netns).await.map(|()| Reply::Done),
         Request::Status => Ok(Reply::Status(Box::new(node.status().await?))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, net::Shutdown};
+
+    use super::*;
+
+    /// What a server whose node has ended says to `bytes`, the first of which are
+    /// the length of the frame.
+    fn conversation(bytes: &[u8]) -> Vec<Reply> {
+        let (mut client, server) = StdStream::pair().expect("two sockets");
+        client.write_all(bytes).expect("there is room");
+        client.shutdown(Shutdown::Write).expect("the end");
+        let tokios = |stream: StdStream| {
+            stream.set_nonblocking(true).expect("its own");
+            UnixStream::from_std(stream).expect("a socket")
+        };
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(async {
+                // Its error goes into the log.
+                let _ = converse(tokios(server), &NodeHandle::ended()).await;
+                let mut frames = Framed::new(tokios(client), codec());
+                let mut replies = Vec::new();
+                while let Some(frame) = frames.next().await {
+                    replies.push(decode(&frame.expect("a whole frame")).expect("a reply"));
+                }
+                replies
+            })
+    }
+
+    fn frame(body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len()).expect("short");
+        [&length.to_be_bytes(), body].concat()
+    }
+
+    /// Why the only answer is a refusal.
+    fn refusal(bytes: &[u8]) -> String {
+        match conversation(bytes).as_slice() {
+            [Reply::Failed(why)] => why.clone(),
+            others => panic!("{others:?}"),
+        }
+    }
+
+    #[test]
+    fn frames_that_are_too_long_or_cut_are_refused_with_a_reason() {
+        let longest = u32::try_from(MAX_FRAME).expect("it is short");
+        for length in [longest + 1, u32::MAX] {
+            let why = refusal(&length.to_be_bytes());
+            assert!(why.contains("16777216 bytes"), "{why}");
+        }
+        let whole = frame(br#""status""#);
+        // A length and nothing behind it looks like the end.
+        for cut in (1..whole.len()).filter(|&cut| cut != 4) {
+            let why = refusal(&whole[..cut]);
+            assert!(why.contains("is cut"), "{cut}: {why}");
+        }
+        assert!(conversation(&[]).is_empty());
+    }
+
+    #[test]
+    fn after_a_message_that_means_nothing_the_next_is_heard() {
+        let both = [frame(b"{\"enroll\": 1}"), frame(br#""status""#)].concat();
+        let replies = conversation(&both);
+        let [Reply::Failed(first), Reply::Failed(second)] = replies.as_slice() else {
+            panic!("{replies:?}");
+        };
+        assert!(first.contains("enroll"), "{first}");
+        assert!(second.contains("shutting down"), "{second}");
+    }
+
+    #[test]
+    fn nobody_else_may_control_the_agent() {
+        let own = nix::unistd::geteuid().as_raw();
+        assert!(may_control(0).is_ok() && may_control(own).is_ok());
+        let error = may_control(own + 1).expect_err("somebody else").to_string();
+        assert!(error.contains("may not control"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_somebody_keeps_locked_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("shunt.sock");
+        let _held = wait_for_turn(&path, Duration::ZERO).expect("nobody else is here");
+        let error = wait_for_turn(&path, Duration::ZERO)
+            .expect_err("it is locked")
+            .to_string();
+        assert!(error.contains("--socket"), "{error}");
     }
 }

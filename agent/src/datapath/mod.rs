@@ -24,7 +24,7 @@ use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
 use self::forward::Forwarding;
 pub use self::{
-    features::features,
+    features::{Feature, features},
     neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
 };

@@ -33,6 +33,8 @@ pub struct Pods {
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     counters: PerCpuHashMap<MapData, NetnsCookie, Counters>,
     readers: Readers,
+    /// How many entries each map takes.
+    limits: BTreeMap<&'static str, u32>,
 }
 
 /// What the programs counted for a pod: names of rules and of errors, with how
@@ -47,10 +49,15 @@ pub struct CounterReport {
 
 impl Pods {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self> {
-        let mut take = |name: &str| -> Result<Map> {
-            object
+        let mut limits = BTreeMap::new();
+        let mut take = |name: &'static str| -> Result<Map> {
+            let map = object
                 .take_map(name)
-                .with_context(|| format!("the map {name} was taken already"))
+                .with_context(|| format!("the map {name} was taken already"))?;
+            if let Map::HashMap(data) | Map::PerCpuHashMap(data) | Map::LpmTrie(data) = &map {
+                limits.insert(name, data.info()?.max_entries());
+            }
+            Ok(map)
         };
         Ok(Self {
             settings: HashMap::try_from(take("PODS")?)?,
@@ -60,7 +67,17 @@ impl Pods {
             interfaces: HashMap::try_from(take("INTERFACES")?)?,
             counters: PerCpuHashMap::try_from(take("COUNTERS")?)?,
             readers: Readers::default(),
+            limits,
         })
+    }
+
+    /// Why a map takes no more, and what to do.
+    fn full(&self, map: &'static str, what: &str, remedy: &str) -> String {
+        let limit = self.limits.get(map).copied().unwrap_or_default();
+        format!(
+            "no room for {what}: the map {map} takes {limit} entries for all pods of the node; \
+             {remedy}, or unenroll pods that are gone"
+        )
     }
 
     /// Puts settings in force. Their lists have to be there.
@@ -69,16 +86,13 @@ impl Pods {
     ///
     /// When the map is full.
     pub fn put_in_force(&mut self, pod: NetnsCookie, settings: &PodSettings) -> Result<()> {
-        self.readers.wait();
+        self.readers.wait_for_readers();
         if self.settings.get(&pod, 0).is_ok() {
             self.readers.note_freed();
         }
-        self.settings.insert(pod, settings, 0).with_context(|| {
-            format!(
-                "no room for another pod: {} are enrolled already",
-                self.settings.keys().count()
-            )
-        })
+        self.settings
+            .insert(pod, settings, 0)
+            .with_context(|| self.full("PODS", "another pod", "put it on another node"))
     }
 
     /// Ends the redirection of a pod.
@@ -95,14 +109,24 @@ impl Pods {
     /// When a map is full; what was written then has to be removed.
     pub fn write_lists(&mut self, compiled: &Compiled) -> Result<()> {
         for (key, chunk) in &compiled.ports {
-            self.ports
-                .insert(key, chunk, 0)
-                .context("no room for the port lists of another pod")?;
+            self.ports.insert(key, chunk, 0).with_context(|| {
+                self.full(
+                    "PORTS",
+                    "the port lists of this pod",
+                    "write ports as fewer, denser lists",
+                )
+            })?;
         }
         for (bits, key) in &compiled.cidrs {
             self.cidrs
                 .insert(&Key::new(*bits, *key), 1, 0)
-                .context("no room for the address ranges of another pod")?;
+                .with_context(|| {
+                    self.full(
+                        "CIDRS",
+                        "the address ranges of this pod",
+                        "merge neighbouring ranges of -i and -x",
+                    )
+                })?;
         }
         Ok(())
     }
@@ -181,9 +205,13 @@ impl Pods {
         })?;
         let zero = PerCpuValues::try_from(vec![Counters::ZERO; processors])
             .context("cannot make counters")?;
-        self.counters
-            .insert(pod, zero, 0)
-            .context("no room for the counters of another pod")
+        self.counters.insert(pod, zero, 0).with_context(|| {
+            self.full(
+                "COUNTERS",
+                "the counters of another pod",
+                "put it on another node",
+            )
+        })
     }
 
     /// Removes the counters of a pod.
@@ -217,7 +245,13 @@ impl Table<IpNet, Route> for Routes<'_> {
         self.map
             .routes
             .insert(&Key::new(bits, key), route, 0)
-            .context("no room for the routes of another pod")
+            .with_context(|| {
+                self.map.full(
+                    "ROUTES",
+                    "the routes of this pod",
+                    "give its namespace fewer routes",
+                )
+            })
     }
 
     fn remove(&mut self, prefix: &IpNet) {
@@ -234,11 +268,17 @@ struct Interfaces<'a> {
 impl Table<u32, Interface> for Interfaces<'_> {
     fn insert(&mut self, index: &u32, interface: &Interface) -> Result<()> {
         let key = InterfaceKey::new(self.list_set, *index);
-        self.map.readers.wait();
+        self.map.readers.wait_for_readers();
         self.map
             .interfaces
             .insert(key, interface, 0)
-            .context("no room for the interfaces of another pod")?;
+            .with_context(|| {
+                self.map.full(
+                    "INTERFACES",
+                    "the interfaces of this pod",
+                    "name fewer of them in -c and -k",
+                )
+            })?;
         self.map.readers.note_freed();
         Ok(())
     }

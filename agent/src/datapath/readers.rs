@@ -26,7 +26,7 @@ impl Readers {
     }
 
     /// Waits for those who may still read one, if there are any.
-    pub(super) fn wait(&mut self) {
+    pub(super) fn wait_for_readers(&mut self) {
         if !self.freed {
             return;
         }

@@ -113,13 +113,22 @@ impl Node {
     /// Looks for listeners where programs missed them.
     pub(super) fn find_listeners(&mut self, pods: &[NetnsCookie]) {
         for cookie in pods {
-            let Some(path) = self.enrolled.get(cookie).map(|pod| pod.path.clone()) else {
+            let Some(pod) = self.enrolled.get_mut(cookie) else {
                 continue;
             };
-            let found =
-                same_netns(&path, *cookie).and_then(|netns| self.datapath.scan_listeners(&netns));
-            if let Err(error) = found {
-                tracing::warn!(cookie, "cannot look for listeners: {error:#}");
+            let found = same_netns(&pod.path, *cookie)
+                .and_then(|netns| self.datapath.scan_listeners(&netns));
+            // Somebody outside may ask for it ten times a second.
+            match found {
+                Ok(()) => pod.listeners_missed = false,
+                Err(_) if pod.listeners_missed => {}
+                Err(error) => {
+                    pod.listeners_missed = true;
+                    tracing::warn!(
+                        cookie,
+                        "cannot look for listeners, and says so once: {error:#}"
+                    );
+                }
             }
         }
     }

@@ -62,6 +62,14 @@ impl NodeHandle {
         Ok((Self { commands }, thread))
     }
 
+    /// The way to a node that has ended.
+    #[cfg(test)]
+    pub(crate) fn ended() -> Self {
+        Self {
+            commands: mpsc::channel(1).0,
+        }
+    }
+
     /// Enrols a namespace, or replaces the settings of an enrolled one. When it
     /// returns the redirection is in force.
     ///

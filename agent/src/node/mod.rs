@@ -34,8 +34,10 @@ use crate::{
 
 /// What it takes to enrol a namespace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EnrolRequest {
     /// Where the namespace is, such as `/run/netns/NAME`.
+    #[serde(deserialize_with = "crate::netns::absolute_path")]
     pub netns: PathBuf,
     /// The nameservers of the pod's resolv.conf.
     pub resolvers: Vec<IpAddr>,
@@ -63,6 +65,8 @@ struct Pod {
     complained: bool,
     /// It will be looked at again.
     looks_again: bool,
+    /// Its listeners could not be looked for, and that has been said.
+    listeners_missed: bool,
     /// Attached to the namespace while this is kept.
     program: PodProgram,
 }
@@ -147,6 +151,7 @@ impl Node {
                 nsid,
                 complained: false,
                 looks_again: false,
+                listeners_missed: false,
                 program,
             },
         );
@@ -185,7 +190,7 @@ impl Node {
             .write(cookie, version, &RouteTable::new(), routes)
             .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
         let done = self
-            .or_remove(version, in_force)
+            .remove_unless(version, in_force)
             .and_then(|()| self.datapath.scan_listeners(netns))
             .and_then(|()| self.datapath.attach_pod(netns))
             .and_then(|mut program| {
@@ -212,7 +217,7 @@ impl Node {
         let in_force = self
             .write(cookie, version, &pod.routes, routes)
             .and_then(|()| self.change_over(netns, &old, &new));
-        let done = self.or_remove(version, in_force).and_then(|()| {
+        let done = self.remove_unless(version, in_force).and_then(|()| {
             self.datapath
                 .follow_interfaces(netns, &mut pod.program, &version.interfaces)
         });
@@ -245,7 +250,7 @@ impl Node {
     }
 
     /// Removes a version that did not come into force: nobody has looked into it.
-    fn or_remove(&mut self, version: &Version, in_force: Result<()>) -> Result<()> {
+    fn remove_unless(&mut self, version: &Version, in_force: Result<()>) -> Result<()> {
         if in_force.is_err() {
             self.remove(version);
         }

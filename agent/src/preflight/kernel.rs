@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
-use crate::datapath;
+use crate::datapath::{self, Feature};
 
 /// The oldest kernel that has everything: `bpf_set_retval` in `sock_addr`
 /// programs came last (5.18).
@@ -14,6 +14,9 @@ const OLDEST: (u32, u32) = (5, 18);
 /// The oldest kernel that distributions still keep up among those that are likely
 /// to be met.
 const USUAL: (u32, u32) = (6, 1);
+
+/// The kernel that the tests ran on, as the README says.
+const TESTED: (u32, u32) = (6, 18);
 
 /// Its version.
 pub(super) fn release() -> Finding {
@@ -46,10 +49,20 @@ fn judge_release(release: &str) -> Finding {
         ),
         Some(version) if version < USUAL => Finding::warning(
             subject,
-            format!("{found} should do, and was never tried"),
+            format!(
+                "{found} should do, and was never tried; {} was tested",
+                dotted(TESTED)
+            ),
             format!("prefer {} or newer", dotted(USUAL)),
         ),
-        Some(_) => Finding::ok(subject, found),
+        Some(TESTED) => Finding::ok(subject, found),
+        Some(_) => Finding::ok(
+            subject,
+            format!(
+                "{found}; only {} was tested, what other verifiers say is not known",
+                dotted(TESTED)
+            ),
+        ),
     }
 }
 
@@ -115,20 +128,19 @@ pub(super) fn memlock() -> Finding {
 pub(super) fn features() -> Vec<Finding> {
     let subject = "features";
     let tried = datapath::features();
-    let names: Vec<&str> = tried.iter().map(|(name, _)| name.as_str()).collect();
-    let all = Finding::ok(subject, names.join(", "));
+    let all = Finding::ok(subject, listed(&tried));
     let lacking: Vec<Finding> = tried
         .iter()
-        .filter_map(|(name, found)| match found {
+        .filter_map(|Feature { kind, name, found }| match found {
             Ok(true) => None,
             Ok(false) => Some(Finding::failure(
                 subject,
-                format!("this kernel has no {name}"),
+                format!("this kernel has no {kind} {name}"),
                 "it is left out by its configuration; run a distribution's kernel, 5.18 or newer",
             )),
             Err(error) => Some(Finding::warning(
                 subject,
-                format!("cannot tell whether there is {name}: {error:#}"),
+                format!("cannot tell whether there is the {kind} {name}: {error:#}"),
                 "start the agent: it says what the kernel refuses",
             )),
         })
@@ -138,6 +150,17 @@ pub(super) fn features() -> Vec<Finding> {
     } else {
         lacking
     }
+}
+
+/// By kinds, each named once.
+fn listed(features: &[Feature]) -> String {
+    let kinds = features.chunk_by(|one, next| one.kind == next.kind);
+    let lists = kinds.map(|same| {
+        let names: Vec<&str> = same.iter().map(|feature| feature.name.as_str()).collect();
+        let kind = same.first().map_or("", |feature| feature.kind);
+        format!("{kind}s {}", names.join(", "))
+    });
+    lists.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -161,6 +184,26 @@ mod tests {
         assert_eq!(level("6.1.0-18-amd64"), Level::Ok);
         assert_eq!(level("10.0.1"), Level::Ok);
         assert_eq!(level("strange"), Level::Warning);
+        let found = |release| judge_release(release).found;
+        assert_eq!(found("6.18.44"), "Linux 6.18.44");
+        for untested in ["5.18.0", "6.1.0-18-amd64", "6.17.1", "6.19.0", "7.0.0"] {
+            assert!(found(untested).contains("6.18"), "{}", found(untested));
+        }
+    }
+
+    #[test]
+    fn features_are_listed_by_their_kinds() {
+        let feature = |kind, name: &str| Feature {
+            kind,
+            name: name.to_owned(),
+            found: Ok(true),
+        };
+        let features = [
+            feature("map type", "hash"),
+            feature("map type", "array"),
+            feature("helper", "bpf_bind"),
+        ];
+        assert_eq!(listed(&features), "map types hash, array; helpers bpf_bind");
     }
 
     #[test]

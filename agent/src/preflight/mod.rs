@@ -53,6 +53,10 @@ impl Finding {
         Self::new(subject, Level::Failure, found, remedy)
     }
 
+    fn into_error(self) -> anyhow::Error {
+        anyhow!("{}; {}", self.found, self.remedy)
+    }
+
     fn new(
         subject: &str,
         level: Level,
@@ -107,22 +111,19 @@ pub fn required() -> Result<()> {
         .into_iter()
         .find(|finding| finding.level == Level::Failure)
     {
-        Some(finding) => Err(into_error(finding)),
+        Some(finding) => Err(finding.into_error()),
         None => Ok(()),
     }
 }
 
-/// The cgroup v2 directory that the programs hang on.
+/// The cgroup v2 directory that the programs are to hang on: the one that is named, or
+/// the root of the hierarchy.
 ///
 /// # Errors
 ///
-/// When there is none, or the named one is none, and what to do.
+/// When it is none, or none is mounted.
 pub fn cgroup(named: Option<&Path>) -> Result<PathBuf> {
-    places::cgroup(named).map_err(into_error)
-}
-
-fn into_error(Finding { found, remedy, .. }: Finding) -> anyhow::Error {
-    anyhow!("{found}; {remedy}")
+    places::cgroup(named).map_err(Finding::into_error)
 }
 
 /// What loading a program would only fail at with a bare errno.

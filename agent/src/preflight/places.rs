@@ -21,7 +21,7 @@ pub(super) fn cgroup(named: Option<&Path>) -> Result<PathBuf, Finding> {
         Err(error) => Err(Finding::failure(
             "cgroup v2",
             format!("{error:#}"),
-            "mount one: mount -t cgroup2 none /sys/fs/cgroup/unified",
+            "mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup",
         )),
     }
 }

@@ -55,6 +55,9 @@ pub enum Problem {
     /// More ids than fit.
     #[error("there are more than {0} ids; that is the most that this list can have")]
     TooMany(usize),
+    /// No id where there has to be one.
+    #[error("the list is empty; it needs one id at least")]
+    NoIds,
     /// Not the name of an interface.
     #[error(
         "\"{}\" is not an interface name; \

@@ -12,12 +12,14 @@
 //! comma separated; blanks around an item and empty items are ignored.
 
 mod annotations;
+mod as_flags;
 mod compile;
 mod error;
 mod field;
 mod flags;
 mod host_lists;
 mod preset;
+mod received;
 mod resolv_conf;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,12 +32,13 @@ use shunt_abi::Hairpin;
 
 pub use self::{
     annotations::annotations,
+    as_flags::AsFlags,
     compile::{Compiled, Enrolment, Families, compile},
     error::{Problem, SettingsError},
     field::Field,
     flags::{Flags, process_env},
     host_lists::HostLists,
-    resolv_conf::{ResolvConfError, resolv_conf},
+    resolv_conf::{BadNameserver, ResolvConfError, read_resolv_conf},
     values::{Capture, Groups, Ids, Interfaces, Owners, PortSet},
     written::{Inputs, Origin, Written},
 };
@@ -46,16 +49,22 @@ pub use self::{
 /// There is no interception mode: REDIRECT is the only one (see
 /// [`Problem::Tproxy`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// `-p`: where the proxy takes outbound connections.
+    #[serde(deserialize_with = "received::port")]
     pub outbound_port: u16,
     /// `-z`: where the proxy takes inbound connections.
+    #[serde(deserialize_with = "received::port")]
     pub inbound_port: u16,
     /// `-e`: the port of the mesh's own tunnel.
+    #[serde(deserialize_with = "received::port")]
     pub tunnel_port: u16,
     /// Where the proxy answers DNS.
+    #[serde(deserialize_with = "received::port")]
     pub dns_port: u16,
     /// `-u`: the uids that the proxy runs as.
+    #[serde(deserialize_with = "received::some_ids")]
     pub proxy_uids: Owners,
     /// `-g`: the gids that the proxy runs as.
     pub proxy_gids: Owners,
@@ -64,8 +73,10 @@ pub struct Settings {
     /// `-d`: inbound ports to leave alone when all are captured.
     pub inbound_exclude: PortSet,
     /// `-i`: destinations to capture.
+    #[serde(deserialize_with = "received::captured_ranges")]
     pub outbound_include: Capture<Vec<IpNet>>,
     /// `-x`: destinations to leave alone.
+    #[serde(deserialize_with = "received::ranges")]
     pub outbound_exclude: Vec<IpNet>,
     /// `-q`: outbound ports to capture whatever the destination.
     pub outbound_ports_include: PortSet,
@@ -84,6 +95,7 @@ pub struct Settings {
     /// `ISTIO_OUTBOUND_OWNER_GROUPS` and `_EXCLUDE`
     pub owner_groups: OwnerGroups,
     /// `ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`
+    #[serde(deserialize_with = "received::loopback")]
     pub loopback: Ipv4Net,
     /// `DROP_INVALID`: kept for whoever asks; without connection tracking there
     /// is nothing to drop.
@@ -102,9 +114,9 @@ pub enum OwnerGroups {
     /// Everybody's.
     All,
     /// Those of the listed groups.
-    Only(Groups),
+    Only(#[serde(deserialize_with = "received::some_ids")] Groups),
     /// Those of all but the listed groups.
-    Except(Groups),
+    Except(#[serde(deserialize_with = "received::some_ids")] Groups),
 }
 
 /// How [`Hairpin`] is written where the settings are stored or sent.

@@ -7,14 +7,17 @@ use shunt_abi::Hairpin;
 
 use super::{Capture, Interfaces, OwnerGroups, Owners, PortSet, Problem, Settings};
 
+type Named = (&'static str, fn() -> Settings);
+
+/// The presets, by the names of the meshes.
+pub(super) const ALL: [Named; 3] = [("istio", istio), ("linkerd", linkerd), ("kuma", kuma)];
+
 /// The defaults of the mesh of that name.
 pub(super) fn of_mesh(name: &str) -> Result<Settings, Problem> {
-    match name {
-        "istio" => Ok(istio()),
-        "linkerd" => Ok(linkerd()),
-        "kuma" => Ok(kuma()),
-        other => Err(Problem::Mesh(other.to_owned())),
-    }
+    ALL.iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, preset)| preset())
+        .ok_or_else(|| Problem::Mesh(name.to_owned()))
 }
 
 /// istio-iptables without flags: nothing is captured.

@@ -1,8 +1,49 @@
-use std::net::IpAddr;
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
 use super::written::Excerpt;
+
+/// A resolv.conf that is of no use.
+#[derive(Debug, Error)]
+pub enum ResolvConfError {
+    /// It cannot be read.
+    #[error("cannot read {}: {cause}; --resolv-conf names the resolv.conf of the pod", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// It cannot be understood.
+    #[error("{}: {cause}", .path.display())]
+    Nameserver {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        cause: BadNameserver,
+    },
+}
+
+/// The nameservers that the resolv.conf at `path` lists.
+///
+/// # Errors
+///
+/// When it cannot be read, or a nameserver in it is no address.
+pub fn read_resolv_conf(path: &Path) -> Result<Vec<IpAddr>, ResolvConfError> {
+    let text = fs::read_to_string(path).map_err(|cause| ResolvConfError::Read {
+        path: path.to_owned(),
+        cause,
+    })?;
+    resolv_conf(&text).map_err(|cause| ResolvConfError::Nameserver {
+        path: path.to_owned(),
+        cause,
+    })
+}
 
 /// A line of a resolv.conf that names no nameserver although it should.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -10,7 +51,7 @@ use super::written::Excerpt;
     "line {line}: \"nameserver {}\" does not give an IP address",
     Excerpt(.address)
 )]
-pub struct ResolvConfError {
+pub struct BadNameserver {
     /// The number of the line, from 1.
     pub line: usize,
     /// What stands in the place of the address.
@@ -26,7 +67,7 @@ pub struct ResolvConfError {
 /// # Errors
 ///
 /// The first nameserver that is no address.
-pub fn resolv_conf(text: &str) -> Result<Vec<IpAddr>, ResolvConfError> {
+fn resolv_conf(text: &str) -> Result<Vec<IpAddr>, BadNameserver> {
     text.lines()
         .zip(1..)
         .filter_map(|(line, number)| Some((nameserver(line)?, number)))
@@ -34,7 +75,7 @@ pub fn resolv_conf(text: &str) -> Result<Vec<IpAddr>, ResolvConfError> {
             let without_scope = address.split('%').next().unwrap_or(address);
             match without_scope.parse::<IpAddr>() {
                 Ok(ip) => Ok(ip.to_canonical()),
-                Err(_) => Err(ResolvConfError {
+                Err(_) => Err(BadNameserver {
                     line,
                     address: address.to_owned(),
                 }),

@@ -617,6 +617,7 @@ proptest! {
                 Ok(found) => {
                     let json = serde_json::to_string(&found).expect("plain data");
                     let again: Settings = serde_json::from_str(&json).expect(&json);
+                    prop_assert!(found.as_flags().is_some(), "no flags for {json}");
                     prop_assert_eq!(again, found);
                 }
                 Err(error) => {

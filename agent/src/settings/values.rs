@@ -252,7 +252,7 @@ pub(super) fn loopback(text: &str) -> Result<Ipv4Net, Problem> {
 /// Names of network interfaces. As in iptables, a name that ends in `+` stands
 /// for every name that begins so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Interfaces(Vec<String>);
 
 impl Interfaces {
@@ -262,6 +262,11 @@ impl Interfaces {
             .map(interface)
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+
+    /// The names, in the order in which they were written.
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
     }
 
     /// Whether the interface `name` is meant.
@@ -280,12 +285,27 @@ impl Interfaces {
     }
 }
 
+impl TryFrom<Vec<String>> for Interfaces {
+    type Error = Problem;
+
+    fn try_from(names: Vec<String>) -> Result<Self, Problem> {
+        let names = names.iter().map(|name| interface(name));
+        names.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl From<Interfaces> for Vec<String> {
+    fn from(interfaces: Interfaces) -> Self {
+        interfaces.0
+    }
+}
+
 fn interface(item: &str) -> Result<String, Problem> {
     /// `IFNAMSIZ`, without the NUL.
     const LONGEST: usize = 15;
-    let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+    let bad = |c: char| matches!(c, '/' | ',') || c.is_whitespace() || c.is_control();
     let dots = item == "." || item == "..";
-    if item.len() > LONGEST || item == "*" || dots || item.contains(bad) {
+    if item.is_empty() || item.len() > LONGEST || item == "*" || dots || item.contains(bad) {
         return Err(Problem::Interface(item.to_owned()));
     }
     Ok(item.to_owned())

@@ -14,8 +14,8 @@ pub const NOBODY: u32 = u32::MAX - 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodSettings {
-    /// Names the lists of this pod in the maps `PORTS` and `CIDRS`. A new
-    /// version of the settings brings lists under a new number.
+    /// Names what this version of the settings has in the maps `PORTS`, `CIDRS` and
+    /// `INTERFACES`. A new version brings its own under a new number.
     pub list_set: u32,
     /// Bits of [`flags`].
     pub flags: u32,

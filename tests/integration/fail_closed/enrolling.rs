@@ -48,6 +48,13 @@ fn assert_refused(agent: &Agent, netns: &Netns, flags: &[&str], complaint: &str)
     let ran = agent::run(&mut agent.enroll_command(&netns.path(), flags));
     assert_eq!(ran.status.code(), Some(1), "{}", ran.stderr);
     assert!(ran.stderr.contains(complaint), "{}", ran.stderr);
+    // The map, its size, and what to do.
+    assert!(
+        ran.stderr.contains(" entries for all pods"),
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("unenroll pods"), "{}", ran.stderr);
     assert_eq!(ran.stderr.trim().lines().count(), 1, "{}", ran.stderr);
 }
 
