@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    datapath::{CounterReport, Datapath, KernelObject, PodProgram, Pods},
+    datapath::{CounterReport, Datapath, KernelObject, PodProgram, Pods, SpliceStatus},
     netns::Netns,
     network::{Changes, Network, Nsid, Nsids, Topology},
     settings::{Compiled, Enrolment, Settings, compile},
@@ -52,6 +52,8 @@ pub struct Status {
     pub programs: Vec<KernelObject>,
     /// The maps.
     pub maps: Vec<KernelObject>,
+    /// How splicing is set, and why.
+    pub splice: SpliceStatus,
     /// The enrolled namespaces.
     pub pods: Vec<PodStatus>,
 }
@@ -78,6 +80,9 @@ enum Command {
     Status(oneshot::Sender<Result<Status>>),
     /// Programs missed listeners in these namespaces.
     FindListeners(Vec<NetnsCookie>),
+    /// Programs asked for connections to be spliced; the answer says how long it
+    /// took.
+    Splice(oneshot::Sender<Result<Duration>>),
     /// Something has changed in some namespaces.
     FollowNetworks(Changes),
     /// Lists that were replaced, after their grace.
@@ -150,6 +155,16 @@ impl NodeHandle {
     pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
         // It fails only when the thread has ended, and then nobody needs them.
         let _ = self.commands.send(Command::FindListeners(pods)).await;
+    }
+
+    /// Has the connections spliced that the programs asked for; says how long it
+    /// took.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn splice(&self) -> Result<Duration> {
+        self.ask(Command::Splice).await
     }
 
     /// Has the agent look at what has changed in the pods' networks.
@@ -229,11 +244,23 @@ impl Node {
                 Command::Status(answer) => {
                     let _ = answer.send(self.status());
                 }
+                Command::Splice(answer) => {
+                    let _ = answer.send(self.splice());
+                }
                 Command::FindListeners(pods) => self.find_listeners(&pods),
                 Command::FollowNetworks(changes) => self.follow_networks(&changes),
                 Command::RemoveLists(lists) => self.pods.remove_lists(&lists),
             }
         }
+        if let Err(error) = self.datapath.stop_splicing() {
+            tracing::warn!("bytes that were spliced and not read yet may be lost: {error:#}");
+        }
+    }
+
+    fn splice(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        self.datapath.splice_wanted()?;
+        Ok(start.elapsed())
     }
 
     fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
@@ -254,6 +281,7 @@ impl Node {
                 resolvers: &request.resolvers,
                 families: network.families(&request.settings),
                 ids: &ids,
+                splice: self.datapath.splice_mode(),
             },
         );
         let mut before = self.enrolled.remove(&cookie);
@@ -518,6 +546,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             programs,
             maps: self.datapath.maps()?,
+            splice: self.datapath.splice_status().clone(),
             pods,
         })
     }

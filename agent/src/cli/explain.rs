@@ -270,6 +270,7 @@ impl Explain {
                 resolvers: &resolvers,
                 families,
                 ids: &IdMaps::same(),
+                splice: shunt_abi::SpliceMode::Off,
             },
         );
         Ok(answer(&compiled, facts))

@@ -17,9 +17,10 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{self, Datapath, Events, MapLimit},
+    datapath::{self, Datapath, Events, MapLimit, SpliceStatus},
     network::Watch,
     node::NodeHandle,
+    settings::Splice,
 };
 
 /// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
@@ -40,6 +41,11 @@ pub struct Run {
     /// Where maps are pinned; a bpffs is mounted there when there is none
     #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
+    /// How far connections between sockets of this node bypass the loopback stack:
+    /// into the sockets of the proxy only, or into those of applications as well;
+    /// auto is the most that is found to be safe on this kernel
+    #[arg(long, env = "SHUNT_SPLICE", value_enum, value_name = "MODE", default_value_t)]
+    splice: Splice,
     /// Gives a map another size, for tests
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
     map_limit: Vec<MapLimit>,
@@ -70,11 +76,15 @@ impl Run {
             Some(named) => named.clone(),
             None => cgroup::find_root()?,
         };
-        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
+        let mut datapath =
+            Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
+        log_splicing(datapath.splice_status());
         let events = datapath.events()?;
+        let splice_requests = datapath.splice_requests()?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(answer_events(events, node.clone()));
+        let splice_watch = tokio::spawn(splice(splice_requests, node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         tokio::select! {
@@ -83,7 +93,7 @@ impl Run {
             _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
         }
         // The last handles go, and with them the thread and the programs.
-        for watch in [listener_watch, network_watch] {
+        for watch in [listener_watch, splice_watch, network_watch] {
             watch.abort();
             let _ = watch.await;
         }
@@ -123,6 +133,54 @@ async fn answer_events(mut events: Events, node: NodeHandle) {
             tokio::time::sleep(SCAN_PAUSE).await;
         }
     }
+}
+
+/// How long after connections were spliced the next are, at the earliest.
+const SPLICE_PAUSE: Duration = Duration::from_millis(10);
+
+/// By how much the pause is longer than what comes before it took, at least: where
+/// very many files are open on the node, finding sockets among them must not keep
+/// the agent busy.
+const SPLICE_REST: u32 = 30;
+
+/// Has connections spliced whenever a program asks for some.
+async fn splice(mut requests: Events, node: NodeHandle) {
+    let descriptor = match wait_on(&requests) {
+        Ok(descriptor) => descriptor,
+        Err(error) => {
+            tracing::error!("no connection will be spliced: {error:#}");
+            return;
+        }
+    };
+    while let Ok(mut ready) = descriptor.readable().await {
+        ready.clear_ready();
+        if requests.drain().is_empty() {
+            continue;
+        }
+        let took = match node.splice().await {
+            Ok(took) => took,
+            Err(error) => {
+                tracing::warn!("cannot splice connections: {error:#}");
+                Duration::ZERO
+            }
+        };
+        tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
+    }
+}
+
+/// Says how splicing is set, and what of this kernel speaks against more.
+fn log_splicing(splice: &SpliceStatus) {
+    for trial in &splice.trials {
+        if let Some(why) = &trial.failed {
+            tracing::info!(needed_for = trial.needed_for.name(), "{} failed: {why}", trial.name);
+        }
+    }
+    tracing::info!(
+        asked = splice.asked.name(),
+        mode = splice.mode.name(),
+        "splicing: {}",
+        splice.reason
+    );
 }
 
 /// Has the pods' networks looked at whenever they change.

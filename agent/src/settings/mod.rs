@@ -18,6 +18,7 @@ mod flags;
 mod host_lists;
 mod preset;
 mod resolv_conf;
+mod splice;
 #[cfg(test)]
 pub(crate) mod tests;
 mod values;
@@ -34,6 +35,7 @@ pub use self::{
     flags::{Flags, process_env},
     host_lists::HostLists,
     resolv_conf::{ResolvConfError, resolv_conf},
+    splice::Splice,
     values::{Capture, Groups, Ids, Interfaces, Owners, PortSet},
     written::{Inputs, Origin, Written},
 };
@@ -91,6 +93,8 @@ pub struct Settings {
     pub hairpin: Hairpin,
     /// The tunnel port is captured inbound like any other.
     pub tunnel_inbound: bool,
+    /// How far connections are spliced, within what the node allows.
+    pub splice: Splice,
 }
 
 /// Whose sockets are captured, by the gid of their owner.
@@ -196,6 +200,7 @@ impl Settings {
             drop_invalid: read.truth(Field::DropInvalid, base.drop_invalid)?,
             hairpin: read.hairpin(base.hairpin)?,
             tunnel_inbound: read.truth(Field::TunnelInbound, base.tunnel_inbound)?,
+            splice: read.value(Field::Splice, Splice::parse, base.splice)?,
         })
     }
 }

@@ -1,0 +1,131 @@
+//! What this kernel does with spliced sockets, tried out: in a network namespace
+//! of its own, with maps of its own, and with the programs that splice. Nothing of
+//! the node is touched.
+
+mod bench;
+mod trials;
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use shunt_abi::SpliceMode;
+
+use crate::settings::Splice;
+
+/// What one trial showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// What was tried.
+    pub name: String,
+    /// The weakest mode that is not safe when it fails: `proxy` or `all`.
+    pub needed_for: Splice,
+    /// What went wrong; nothing when it went well.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failed: Option<String>,
+}
+
+/// What all trials showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Each of them, in the order in which they ran.
+    pub trials: Vec<Trial>,
+    /// How long they took.
+    pub took: Duration,
+}
+
+impl Tried {
+    /// The strongest mode that is safe on this kernel, and why no stronger one
+    /// is.
+    pub fn strongest(&self) -> (SpliceMode, String) {
+        let failing = |mode: Splice| {
+            self.trials
+                .iter()
+                .filter(move |trial| trial.needed_for == mode)
+                .find_map(|trial| Some(format!("{}: {}", trial.name, trial.failed.as_ref()?)))
+        };
+        match (failing(Splice::Proxy), failing(Splice::All)) {
+            (Some(why), _) => (SpliceMode::Off, format!("this kernel does not do it: {why}")),
+            (None, Some(why)) => (
+                SpliceMode::Proxy,
+                format!("an application would notice on this kernel: {why}"),
+            ),
+            (None, None) => (SpliceMode::All, "this kernel passes every trial".to_owned()),
+        }
+    }
+
+    /// What is done when this was asked for, and why. What would break the proxy is
+    /// never done; what would break an application is done when it is asked for by
+    /// name.
+    pub fn settle(&self, asked: Splice) -> (SpliceMode, String) {
+        let (strongest, reason) = self.strongest();
+        match asked {
+            Splice::Auto => (strongest, reason),
+            Splice::Off => (SpliceMode::Off, "it was switched off".to_owned()),
+            _ if strongest == SpliceMode::Off => (SpliceMode::Off, reason),
+            Splice::Proxy => (SpliceMode::Proxy, "it was asked for".to_owned()),
+            Splice::All if strongest == SpliceMode::All => {
+                (SpliceMode::All, "it was asked for".to_owned())
+            }
+            Splice::All => (SpliceMode::All, format!("it was asked for, although {reason}")),
+        }
+    }
+}
+
+/// Tries out what this kernel does. Takes less than a second.
+pub fn try_out() -> Tried {
+    let start = Instant::now();
+    let trials = match bench::alone(trials::run).and_then(|trials| trials) {
+        Ok(trials) => trials,
+        Err(error) => vec![Trial {
+            name: "the programs load".to_owned(),
+            needed_for: Splice::Proxy,
+            failed: Some(format!("{error:#}")),
+        }],
+    };
+    Tried {
+        trials,
+        took: start.elapsed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tried(failed: &[(Splice, &str)]) -> Tried {
+        let trials = failed
+            .iter()
+            .map(|(needed_for, why)| Trial {
+                name: "a trial".to_owned(),
+                needed_for: *needed_for,
+                failed: (!why.is_empty()).then(|| (*why).to_owned()),
+            })
+            .collect();
+        Tried {
+            trials,
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_strongest_mode_without_a_failure_is_taken() {
+        let well = tried(&[(Splice::Proxy, ""), (Splice::All, "")]);
+        assert_eq!(well.settle(Splice::Auto).0, SpliceMode::All);
+        assert_eq!(well.settle(Splice::Proxy).0, SpliceMode::Proxy);
+        assert_eq!(well.settle(Splice::Off).0, SpliceMode::Off);
+        let noticed = tried(&[(Splice::Proxy, ""), (Splice::All, "it reads 0")]);
+        let (mode, reason) = noticed.settle(Splice::Auto);
+        assert_eq!(mode, SpliceMode::Proxy);
+        assert!(reason.contains("a trial: it reads 0"), "{reason}");
+    }
+
+    #[test]
+    fn what_breaks_a_proxy_is_never_done_and_the_rest_when_asked_for() {
+        let broken = tried(&[(Splice::Proxy, "it is lost"), (Splice::All, "")]);
+        for asked in [Splice::Auto, Splice::Proxy, Splice::All] {
+            assert_eq!(broken.settle(asked).0, SpliceMode::Off, "{asked:?}");
+        }
+        let noticed = tried(&[(Splice::All, "it reads 0")]);
+        assert_eq!(noticed.settle(Splice::All).0, SpliceMode::All);
+    }
+}
