@@ -171,7 +171,9 @@ impl Datapath {
         loader.btf(None);
         let splicing = match splice_mode {
             SpliceMode::Off => None,
-            SpliceMode::Proxy | SpliceMode::All => Some(Splicing::load(&mut loader, &btf)?),
+            SpliceMode::Between | SpliceMode::Proxy | SpliceMode::All => {
+                Some(Splicing::load(&mut loader, &btf)?)
+            }
         };
         let mut datapath = Self {
             node,

@@ -14,14 +14,16 @@ pub enum Splice {
     Auto,
     /// Not at all.
     Off,
-    /// Into the sockets of the proxy.
+    /// Between proxies.
+    Between,
+    /// Into the sockets of the proxy, from those of the application, too.
     Proxy,
     /// Into those of the application as well.
     All,
 }
 
 impl Splice {
-    /// Reads one of the four names.
+    /// Reads one of the names.
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
         clap::ValueEnum::from_str(text, false).map_err(|_unknown| Problem::Splice(text.to_owned()))
     }
@@ -31,6 +33,7 @@ impl Splice {
         match self {
             Self::Auto => "auto",
             Self::Off => "off",
+            Self::Between => "between",
             Self::Proxy => "proxy",
             Self::All => "all",
         }
@@ -41,6 +44,7 @@ impl Splice {
         let asked = match self {
             Self::Auto => node,
             Self::Off => SpliceMode::Off,
+            Self::Between => SpliceMode::Between,
             Self::Proxy => SpliceMode::Proxy,
             Self::All => SpliceMode::All,
         };
@@ -52,6 +56,7 @@ impl From<SpliceMode> for Splice {
     fn from(mode: SpliceMode) -> Self {
         match mode {
             SpliceMode::Off => Self::Off,
+            SpliceMode::Between => Self::Between,
             SpliceMode::Proxy => Self::Proxy,
             SpliceMode::All => Self::All,
         }
@@ -64,22 +69,24 @@ mod tests {
 
     #[test]
     fn a_pod_only_lowers_what_the_node_does() {
-        use SpliceMode::{All, Off, Proxy};
+        use SpliceMode::{All, Between, Off, Proxy};
         let rows = [
-            (Splice::Auto, [Off, Proxy, All]),
-            (Splice::Off, [Off, Off, Off]),
-            (Splice::Proxy, [Off, Proxy, Proxy]),
-            (Splice::All, [Off, Proxy, All]),
+            (Splice::Auto, [Off, Between, Proxy, All]),
+            (Splice::Off, [Off; 4]),
+            (Splice::Between, [Off, Between, Between, Between]),
+            (Splice::Proxy, [Off, Between, Proxy, Proxy]),
+            (Splice::All, [Off, Between, Proxy, All]),
         ];
         for (asked, expected) in rows {
-            assert_eq!([Off, Proxy, All].map(|node| asked.within(node)), expected, "{asked:?}");
+            let found = [Off, Between, Proxy, All].map(|node| asked.within(node));
+            assert_eq!(found, expected, "{asked:?}");
         }
     }
 
     #[test]
     fn the_names_are_read_and_others_are_not() {
-        for splice in [Splice::Auto, Splice::Off, Splice::Proxy, Splice::All] {
-            assert_eq!(Splice::parse(splice.name()), Ok(splice));
+        for splice in <Splice as clap::ValueEnum>::value_variants() {
+            assert_eq!(Splice::parse(splice.name()), Ok(*splice));
         }
         assert_eq!(Splice::parse("on"), Err(Problem::Splice("on".to_owned())));
     }

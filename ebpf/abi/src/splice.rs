@@ -7,10 +7,14 @@ pub enum SpliceMode {
     /// Nothing is spliced.
     #[default]
     Off = 0,
-    /// Bytes are spliced into sockets of the proxy only.
-    Proxy = 1,
-    /// Into those of the application as well.
-    All = 2,
+    /// What one proxy sends to another is spliced. No socket of an application has
+    /// a part in it.
+    Between = 1,
+    /// So is what the application sends to its proxy: bytes are spliced into
+    /// sockets of a proxy only.
+    Proxy = 2,
+    /// Bytes are spliced into sockets of the application as well.
+    All = 3,
 }
 
 /// Key of the maps `ENDS` and `SPLICED`: one end of a TCP connection. The other

@@ -71,13 +71,18 @@ pub const fn splice(message: &Message) -> Way {
     if message.size == 1 {
         return Way::Tcp(Fallback::SingleByte);
     }
-    if message.mode == SpliceMode::Off as u32 {
+    let wanted = if message.from_proxy {
+        SpliceMode::Between
+    } else {
+        SpliceMode::Proxy
+    };
+    if message.mode < wanted as u32 {
         return Way::Tcp(Fallback::NotWanted);
     }
     if !message.peer_known {
         return Way::Tcp(Fallback::PeerUnknown);
     }
-    if !message.into_proxy && message.mode != SpliceMode::All as u32 {
+    if !message.into_proxy && message.mode < SpliceMode::All as u32 {
         return Way::Tcp(Fallback::IntoApplication);
     }
     if message.layered {

@@ -95,6 +95,9 @@ pub fn established(event: TcpEvent, socket: Socket, active: bool) {
         // What a proxy's listener hands down.
         ORIGINAL_DST.get(socket).is_some()
     };
+    if !proxy && settings.splice < SpliceMode::Proxy as u32 {
+        return;
+    }
     let mut flags = 0;
     if proxy {
         flags |= END_PROXY;

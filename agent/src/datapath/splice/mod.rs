@@ -44,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub struct SpliceStatus {
     /// What was asked for.
     pub asked: Splice,
-    /// What is done: `off`, `proxy` or `all`.
+    /// What is done; never `auto`.
     pub mode: Splice,
     /// Why that.
     pub reason: String,

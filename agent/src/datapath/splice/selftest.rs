@@ -17,7 +17,7 @@ use crate::settings::Splice;
 pub struct Trial {
     /// What was tried.
     pub name: String,
-    /// The weakest mode that is not safe when it fails: `proxy` or `all`.
+    /// The weakest mode that is not safe when it fails.
     pub needed_for: Splice,
     /// What went wrong; nothing when it went well.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -43,13 +43,15 @@ impl Tried {
                 .filter(move |trial| trial.needed_for == mode)
                 .find_map(|trial| Some(format!("{}: {}", trial.name, trial.failed.as_ref()?)))
         };
-        match (failing(Splice::Proxy), failing(Splice::All)) {
-            (Some(why), _) => (SpliceMode::Off, format!("this kernel does not do it: {why}")),
-            (None, Some(why)) => (
-                SpliceMode::Proxy,
-                format!("an application would notice on this kernel: {why}"),
-            ),
-            (None, None) => (SpliceMode::All, "this kernel passes every trial".to_owned()),
+        let noticed = |why| format!("an application would notice more on this kernel: {why}");
+        if let Some(why) = failing(Splice::Between) {
+            (SpliceMode::Off, format!("this kernel does not do it: {why}"))
+        } else if let Some(why) = failing(Splice::Proxy) {
+            (SpliceMode::Between, noticed(why))
+        } else if let Some(why) = failing(Splice::All) {
+            (SpliceMode::Proxy, noticed(why))
+        } else {
+            (SpliceMode::All, "this kernel passes every trial".to_owned())
         }
     }
 
@@ -58,15 +60,13 @@ impl Tried {
     /// name.
     pub fn settle(&self, asked: Splice) -> (SpliceMode, String) {
         let (strongest, reason) = self.strongest();
-        match asked {
-            Splice::Auto => (strongest, reason),
-            Splice::Off => (SpliceMode::Off, "it was switched off".to_owned()),
-            _ if strongest == SpliceMode::Off => (SpliceMode::Off, reason),
-            Splice::Proxy => (SpliceMode::Proxy, "it was asked for".to_owned()),
-            Splice::All if strongest == SpliceMode::All => {
-                (SpliceMode::All, "it was asked for".to_owned())
-            }
-            Splice::All => (SpliceMode::All, format!("it was asked for, although {reason}")),
+        let by_name = asked.within(SpliceMode::All);
+        if asked == Splice::Auto || strongest == SpliceMode::Off {
+            (strongest, reason)
+        } else if by_name <= strongest {
+            (by_name, "it was asked for".to_owned())
+        } else {
+            (by_name, format!("it was asked for, although {reason}"))
         }
     }
 }
@@ -78,7 +78,7 @@ pub fn try_out() -> Tried {
         Ok(trials) => trials,
         Err(error) => vec![Trial {
             name: "the programs load".to_owned(),
-            needed_for: Splice::Proxy,
+            needed_for: Splice::Between,
             failed: Some(format!("{error:#}")),
         }],
     };
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_strongest_mode_without_a_failure_is_taken() {
-        let well = tried(&[(Splice::Proxy, ""), (Splice::All, "")]);
+        let well = tried(&[(Splice::Between, ""), (Splice::Proxy, ""), (Splice::All, "")]);
         assert_eq!(well.settle(Splice::Auto).0, SpliceMode::All);
         assert_eq!(well.settle(Splice::Proxy).0, SpliceMode::Proxy);
         assert_eq!(well.settle(Splice::Off).0, SpliceMode::Off);
@@ -117,15 +117,18 @@ mod tests {
         let (mode, reason) = noticed.settle(Splice::Auto);
         assert_eq!(mode, SpliceMode::Proxy);
         assert!(reason.contains("a trial: it reads 0"), "{reason}");
+        let less = tried(&[(Splice::Proxy, "it counts 0"), (Splice::All, "")]);
+        assert_eq!(less.settle(Splice::Auto).0, SpliceMode::Between);
     }
 
     #[test]
     fn what_breaks_a_proxy_is_never_done_and_the_rest_when_asked_for() {
-        let broken = tried(&[(Splice::Proxy, "it is lost"), (Splice::All, "")]);
+        let broken = tried(&[(Splice::Between, "it is lost"), (Splice::All, "")]);
         for asked in [Splice::Auto, Splice::Proxy, Splice::All] {
             assert_eq!(broken.settle(asked).0, SpliceMode::Off, "{asked:?}");
         }
         let noticed = tried(&[(Splice::All, "it reads 0")]);
         assert_eq!(noticed.settle(Splice::All).0, SpliceMode::All);
+        assert_eq!(noticed.settle(Splice::Between).0, SpliceMode::Between);
     }
 }
