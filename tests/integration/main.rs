@@ -20,5 +20,6 @@ mod network;
 mod owner;
 mod scale;
 mod sockets;
+mod splice;
 mod userns;
 mod r#virtual;

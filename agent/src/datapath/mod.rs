@@ -27,7 +27,7 @@ pub use self::{
     preflight::check,
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use self::splice::Splicing;
+use self::{offsets::KernelTypes, splice::Splicing};
 use crate::{bpffs::PinDir, netns::Netns, network::Topology, settings::Splice};
 
 /// The programs of the node.
@@ -150,17 +150,18 @@ impl Datapath {
         limits: &[MapLimit],
         splice: Splice,
     ) -> Result<Self> {
-        let offsets = offsets::of_running_kernel()?;
-        let (splice_mode, splice_status) = splice::settle(splice);
+        let types = KernelTypes::read()?;
+        let offsets = offsets::of_kernel(&types)?;
+        let splice_offsets = splice::of_kernel(&types);
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+        let (splice_mode, splice_status) = splice::settle(splice, &splice_offsets, &btf);
+        let splice_offsets = splice_offsets.unwrap_or_default();
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
         let pins = PinDir::open(bpffs, MAPS, KEPT_MAPS)?;
-        if let Ok(offsets) = splice::of_running_kernel() {
-            splice::drain_left(&pins, offsets);
-        }
-        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+        splice::drain_left(&pins, splice_offsets);
         let mut loader = loader(&pins, offsets);
-        splice::prepare(&mut loader, splice_mode);
+        splice::prepare(&mut loader, splice_mode, splice_offsets);
         for limit in limits {
             loader.map_max_entries(limit.map, limit.entries);
         }

@@ -6,13 +6,12 @@ use shunt_abi::KernelOffsets;
 
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Reads the offsets from the running kernel's BTF.
+/// The offsets in the running kernel.
 ///
 /// # Errors
 ///
-/// When the kernel has no BTF, or lacks one of the fields.
-pub(super) fn of_running_kernel() -> Result<KernelOffsets> {
-    let types = KernelTypes::read()?;
+/// When it lacks one of the fields.
+pub(super) fn of_kernel(types: &KernelTypes) -> Result<KernelOffsets> {
     let at = |structure: &str, member: &str| types.at(structure, member);
     Ok(KernelOffsets {
         sock_socket: at("sock", "sk_socket")?,
@@ -30,7 +29,7 @@ pub(super) fn of_running_kernel() -> Result<KernelOffsets> {
     })
 }
 
-/// The types of the running kernel.
+/// The types of the running kernel. Reading them takes a while.
 pub(super) struct KernelTypes(Btf);
 
 impl KernelTypes {
@@ -116,7 +115,8 @@ mod tests {
 
     #[test]
     fn every_field_is_found_in_this_kernel() {
-        let offsets = of_running_kernel().expect("the tests need a kernel with BTF");
+        let types = KernelTypes::read().expect("the tests need a kernel with BTF");
+        let offsets = of_kernel(&types).expect("every field is there");
         // struct sock starts with its sock_common, which starts with addresses.
         assert!(offsets.sock_socket > offsets.common_saddr6);
         assert_eq!(offsets.cred_fsgid, offsets.cred_fsuid + 4);

@@ -20,7 +20,7 @@ use aya::{
 use serde::{Deserialize, Serialize};
 use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
-pub(super) use self::{left::drain_left, offsets::of_running_kernel};
+pub(super) use self::{left::drain_left, offsets::of_kernel};
 pub use self::selftest::{Tried, Trial, try_out};
 use super::{KernelObject, SPLICE_TABLES, typed};
 use crate::settings::Splice;
@@ -54,11 +54,15 @@ pub struct SpliceStatus {
 
 /// Finds out what this kernel does safely, and settles for the strongest of it
 /// that was asked for.
-pub(super) fn settle(asked: Splice) -> (SpliceMode, SpliceStatus) {
+pub(super) fn settle(
+    asked: Splice,
+    offsets: &Result<SpliceOffsets>,
+    btf: &Btf,
+) -> (SpliceMode, SpliceStatus) {
     let (mode, reason, trials) = if asked == Splice::Off {
         (SpliceMode::Off, "it was switched off".to_owned(), Vec::new())
     } else {
-        let tried = try_out();
+        let tried = Tried::with(offsets, btf);
         let (mode, reason) = tried.settle(asked);
         (mode, reason, tried.trials)
     };
@@ -73,8 +77,7 @@ pub(super) fn settle(asked: Splice) -> (SpliceMode, SpliceStatus) {
 
 /// Tells the programs of the node how far they are to go. Where nothing is
 /// spliced the tables for it take no memory.
-pub(super) fn prepare(loader: &mut EbpfLoader<'_>, mode: SpliceMode) {
-    let offsets = of_running_kernel().unwrap_or_default();
+pub(super) fn prepare(loader: &mut EbpfLoader<'_>, mode: SpliceMode, offsets: SpliceOffsets) {
     let offsets: &'static SpliceOffsets = Box::leak(Box::new(offsets));
     let mode: &'static u32 = Box::leak(Box::new(mode as u32));
     loader.override_global("SPLICE_OFFSETS", offsets, false);

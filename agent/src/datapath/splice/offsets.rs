@@ -5,13 +5,12 @@ use shunt_abi::SpliceOffsets;
 
 use crate::datapath::offsets::KernelTypes;
 
-/// Reads the offsets from the running kernel's BTF.
+/// The offsets in the running kernel.
 ///
 /// # Errors
 ///
-/// When the kernel has no BTF, or lacks one of the fields.
-pub(in crate::datapath) fn of_running_kernel() -> Result<SpliceOffsets> {
-    let types = KernelTypes::read()?;
+/// When it lacks one of the fields.
+pub(in crate::datapath) fn of_kernel(types: &KernelTypes) -> Result<SpliceOffsets> {
     let at = |structure: &str, path: &str| types.at(structure, path);
     Ok(SpliceOffsets {
         sock_socket: at("sock", "sk_socket")?,
@@ -38,7 +37,8 @@ mod tests {
 
     #[test]
     fn every_field_is_found_in_this_kernel() {
-        let offsets = of_running_kernel().expect("the tests need a kernel with BTF");
+        let types = KernelTypes::read().expect("the tests need a kernel with BTF");
+        let offsets = of_kernel(&types).expect("every field is there");
         // Each structure starts with the one before it.
         assert!(offsets.common_cookie < offsets.sock_buffer);
         assert!(offsets.sock_buffer < offsets.icsk_ulp);

@@ -7,10 +7,13 @@ mod trials;
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result, anyhow};
+use aya::Btf;
 use serde::{Deserialize, Serialize};
-use shunt_abi::SpliceMode;
+use shunt_abi::{SpliceMode, SpliceOffsets};
 
-use crate::settings::Splice;
+use super::of_kernel;
+use crate::{datapath::offsets::KernelTypes, settings::Splice};
 
 /// What one trial showed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,19 @@ pub struct Tried {
 }
 
 impl Tried {
+    /// Tries out what this kernel does, with what is known of it.
+    pub(super) fn with(offsets: &Result<SpliceOffsets>, btf: &Btf) -> Self {
+        let start = Instant::now();
+        let trials = match offsets {
+            Ok(offsets) => bench::alone(*offsets, btf, trials::run),
+            Err(error) => Err(anyhow!("{error:#}")),
+        };
+        Self {
+            trials: trials.unwrap_or_else(|error| vec![not_loaded(&error)]),
+            took: start.elapsed(),
+        }
+    }
+
     /// The strongest mode that is safe on this kernel, and why no stronger one
     /// is.
     pub fn strongest(&self) -> (SpliceMode, String) {
@@ -71,21 +87,24 @@ impl Tried {
     }
 }
 
-/// Tries out what this kernel does. Takes less than a second.
-pub fn try_out() -> Tried {
-    let start = Instant::now();
-    let trials = match bench::alone(trials::run).and_then(|trials| trials) {
-        Ok(trials) => trials,
-        Err(error) => vec![Trial {
-            name: "the programs load".to_owned(),
-            needed_for: Splice::Between,
-            failed: Some(format!("{error:#}")),
-        }],
-    };
-    Tried {
-        trials,
-        took: start.elapsed(),
+/// What is said where nothing could be tried.
+fn not_loaded(error: &anyhow::Error) -> Trial {
+    Trial {
+        name: "the programs load".to_owned(),
+        needed_for: Splice::Between,
+        failed: Some(format!("{error:#}")),
     }
+}
+
+/// Tries out what this kernel does. Takes less than a second.
+///
+/// # Errors
+///
+/// When the kernel has no BTF.
+pub fn try_out() -> Result<Tried> {
+    let offsets = of_kernel(&KernelTypes::read()?);
+    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+    Ok(Tried::with(&offsets, &btf))
 }
 
 #[cfg(test)]

@@ -20,9 +20,10 @@ use nix::{
 };
 use shunt_abi::{
     Addr, END_PROXY, End, EndKey, Endpoint, NetnsCookie, PodSettings, Sender, SpliceMode,
+    SpliceOffsets,
 };
 
-use super::super::{Splicing, left, of_running_kernel};
+use super::super::{Splicing, left};
 use crate::netns::cookie_of_current;
 
 /// What trials are made with.
@@ -45,7 +46,11 @@ pub(super) struct Pair {
 /// # Errors
 ///
 /// When the namespace cannot be made, or the programs are not to be loaded.
-pub(super) fn alone<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> Result<T> {
+pub(super) fn alone<T: Send>(
+    offsets: SpliceOffsets,
+    btf: &Btf,
+    work: impl FnOnce(&mut Bench) -> T + Send,
+) -> Result<T> {
     thread::scope(|scope| {
         scope
             .spawn(|| {
@@ -53,7 +58,7 @@ pub(super) fn alone<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> Resul
                     "cannot make a network namespace to try splicing in; it takes CAP_SYS_ADMIN",
                 )?;
                 raise_loopback().context("cannot use the loopback of a new namespace")?;
-                Ok(work(&mut Bench::new()?))
+                Ok(work(&mut Bench::new(offsets, btf)?))
             })
             .join()
             .map_err(|_panic| anyhow!("a trial of splicing panicked"))?
@@ -61,9 +66,8 @@ pub(super) fn alone<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> Resul
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
-        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
-        let mut object = left::private(of_running_kernel()?)?;
+    fn new(offsets: SpliceOffsets, btf: &Btf) -> Result<Self> {
+        let mut object = left::private(offsets)?;
         let netns = cookie_of_current()?;
         let mut take = |name: &str| {
             object
@@ -79,7 +83,7 @@ impl Bench {
         Ok(Self {
             senders: SkStorage::try_from(take("SENDERS")?)?,
             ends: HashMap::try_from(take("ENDS")?)?,
-            splicing: Splicing::attached(object, &btf)?,
+            splicing: Splicing::attached(object, btf)?,
             netns,
         })
     }
