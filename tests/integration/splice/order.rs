@@ -3,40 +3,50 @@
 use std::{
     io::Write as _,
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use nix::sys::socket::MsgFlags;
-use shunt_tests::Node;
+use shunt_tests::{Node, deadline::wait_until};
 use socket2::{Domain, Socket, Type};
 
 use super::{
     INTO_PROXY,
-    pair::{Lab, Random, fill, pattern, receive, send},
+    pair::{Lab, Random, fill, pattern, receive, receive_some, send},
 };
 use crate::lab::PORT;
 
 /// Reads everything that comes, in pieces of any length, with rests in between in
 /// which the other end gets ahead.
-fn read_unevenly(end: &TcpStream, count: usize, seed: u64) -> Vec<u8> {
+fn read_unevenly(end: &TcpStream, count: usize, seed: u64, progress: &AtomicUsize) -> Vec<u8> {
     let mut random = Random(seed);
     let mut read = Vec::new();
     while read.len() < count {
+        progress.store(read.len(), Ordering::Release);
         if random.next() % 16 == 0 {
             thread::yield_now();
         }
         let more = random.length(1 << 20).min(count - read.len());
-        read.extend(receive(end, more));
+        read.extend(receive_some(end, more));
     }
+    progress.store(read.len(), Ordering::Release);
     read
 }
 
-fn write_unevenly(end: &TcpStream, mut bytes: &[u8], seed: u64) {
+/// Writes in messages of any length, and lets the reader catch up now and then.
+fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsize) {
     let mut random = Random(seed);
-    while !bytes.is_empty() {
-        let piece = random.length(1 << 20).min(bytes.len());
-        send(end, &bytes[..piece]);
-        bytes = &bytes[piece..];
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let piece = random.length(1 << 20).min(bytes.len() - sent);
+        send(end, &bytes[sent..sent + piece]);
+        sent += piece;
+        if random.next() % 16 == 0 {
+            wait_until("the reader to catch up", || {
+                let read = progress.load(Ordering::Acquire);
+                (read == sent).then_some(()).ok_or_else(|| format!("{read} of {sent}"))
+            });
+        }
     }
 }
 
@@ -44,14 +54,16 @@ fn write_unevenly(end: &TcpStream, mut bytes: &[u8], seed: u64) {
 fn both_directions_at_once_with_messages_of_all_lengths() {
     for mode in [INTO_PROXY, &["--splice", "all"]] {
         let lab = Lab::new(mode);
-        let pair = lab.spliced();
+        let pair = &lab.spliced();
         let bytes = pattern(48 << 20);
         thread::scope(|scope| {
-            scope.spawn(|| write_unevenly(&pair.application, &bytes, 2));
-            scope.spawn(|| write_unevenly(&pair.proxy, &bytes, 3));
+            let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let (forth, back, all) = (&forth, &back, &bytes[..]);
+            scope.spawn(move || write_unevenly(&pair.application, all, 2, forth));
+            scope.spawn(move || write_unevenly(&pair.proxy, all, 3, back));
             let answers =
-                scope.spawn(|| read_unevenly(&pair.application, bytes.len(), 4) == bytes);
-            assert!(read_unevenly(&pair.proxy, bytes.len(), 5) == bytes);
+                scope.spawn(move || read_unevenly(&pair.application, all.len(), 4, back) == all);
+            assert!(read_unevenly(&pair.proxy, all.len(), 5, forth) == all);
             assert!(answers.join().expect("a reader"));
         });
         // It went both ways and changed between them.
@@ -78,7 +90,7 @@ fn what_was_sent_before_the_connection_is_spliced_comes_first() {
 
 /// The proxy sends, and each acknowledgement is a reason to splice.
 fn wait_until_member(lab: &Lab, pair: &super::pair::Pair) {
-    shunt_tests::deadline::wait_until("a message that could have been spliced", || {
+    wait_until("a message that could have been spliced", || {
         send(&pair.proxy, b"go on");
         receive(&pair.application, 5);
         send(&pair.application, b"");
@@ -121,7 +133,7 @@ fn the_bytes_of_a_fast_open_come_first() {
                 .send_to_with_flags(
                     &pattern(1000),
                     &server.into(),
-                    MsgFlags::MSG_FASTOPEN.bits(),
+                    nix::libc::MSG_FASTOPEN,
                 )
                 .expect("the proxy accepts");
             assert_eq!(sent, 1000);

@@ -183,6 +183,23 @@ pub(super) fn receive(mut end: &TcpStream, count: usize) -> Vec<u8> {
     bytes
 }
 
+/// Reads what there is, as soon as there is something.
+pub(super) fn receive_some(mut end: &TcpStream, most: usize) -> Vec<u8> {
+    let mut bytes = vec![0; most];
+    loop {
+        match end.read(&mut bytes) {
+            Ok(read) => {
+                bytes.truncate(read);
+                return bytes;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready(end, PollFlags::POLLIN);
+            }
+            Err(error) => panic!("a read failed: {error}"),
+        }
+    }
+}
+
 /// Waits until `end` can be read from, or written to.
 fn ready(end: &TcpStream, what: PollFlags) {
     let until = Instant::now() + DEADLINE;
@@ -239,9 +256,8 @@ pub(super) fn memory(end: &TcpStream) -> (u32, u32) {
 
 /// How many segments were sent again: each of them is a stall.
 pub(super) fn retransmissions(end: &TcpStream) -> u32 {
-    let socket = socket2::SockRef::from(end);
     let answer = shunt_tests::syscall::option(
-        &socket,
+        end,
         libc::IPPROTO_TCP,
         libc::TCP_INFO,
         size_of::<libc::tcp_info>(),
