@@ -52,6 +52,7 @@ const MAPS: &[&str] = &[
     "PODS",
     "PORTS",
     "QUESTIONS",
+    "RECEIVERS",
     "ROUTES",
     "SENDERS",
     "SERVED",
@@ -61,10 +62,10 @@ const MAPS: &[&str] = &[
 ];
 
 /// The maps of them that may still be needed when their agent has ended.
-const KEPT_MAPS: &[&str] = &["SPLICED", "SPLICE_STOP"];
+const KEPT_MAPS: &[&str] = &["RECEIVERS", "SPLICED", "SPLICE_STOP"];
 
 /// The maps that have a place for every spliced connection.
-const SPLICE_TABLES: &[&str] = &["ENDS", "SPLICED"];
+const SPLICE_TABLES: &[&str] = &["ENDS", "RECEIVERS", "SPLICED"];
 
 /// The programs that hang on the cgroup root.
 const CGROUP_PROGRAMS: &[&str] = &[

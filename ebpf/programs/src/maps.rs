@@ -119,11 +119,17 @@ pub static EVENTS: RingBuf<Event, 65_536> = RingBuf::new();
 pub static ENDS: HashMap<EndKey, End, 131_072, NO_PREALLOC> = HashMap::new();
 
 /// The sockets that are spliced: both ends of each connection that has proved to
-/// be worth it. Written by the iterator over files; `sock_ops` takes out those of
+/// be worth it, but for those in `RECEIVERS`. Written by the iterator over files; `sock_ops` takes out those of
 /// applications; read by `sk_msg`, which runs for its members. A connection that
 /// finds no room goes by TCP.
 #[btf_map]
 pub static SPLICED: SockHash<EndKey, 131_072> = SockHash::new();
+
+/// The sockets of proxies that are only given something: the other end is the
+/// application's, to which everything goes by TCP. No program runs for what they
+/// send. Written by the iterator over files; read by `sk_msg`.
+#[btf_map]
+pub static RECEIVERS: SockHash<EndKey, 131_072> = SockHash::new();
 
 /// What is known of a socket that may be spliced, kept with it. Written by
 /// `sock_ops`, `sk_msg`, the iterator and on the entry of a send, each its own

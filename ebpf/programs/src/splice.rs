@@ -8,9 +8,9 @@ use crate::{
     counters,
     ctx::{Outgoing, Socket},
     kernel::{self, Address},
-    maps::{ENDS, SENDERS, SPLICE_STOP},
+    maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
-    splice_ends::{has_zerocopy, is_nonblocking, members, offsets},
+    splice_ends::{has_zerocopy, is_nonblocking, is_receiver, map_of, offsets},
 };
 
 /// A member of the map sends a message.
@@ -28,7 +28,13 @@ pub fn message(call: Outgoing) {
     let way = match splice(&facts) {
         Way::Splice(bytes) => {
             let mut key = kernel::forget(sender.key.peer());
-            match call.give(members(), &mut key, bytes) {
+            let peer = sender.peer.flags;
+            let given = if is_receiver(peer, sender.flags) {
+                call.give(map_of(&RECEIVERS), &mut key, bytes)
+            } else {
+                call.give(map_of(&SPLICED), &mut key, bytes)
+            };
+            match given {
                 Ok(()) => {
                     sender.spliced = 1;
                     counters::spliced(netns, bytes);
@@ -56,19 +62,31 @@ fn facts(call: Outgoing, socket: Socket, sender: &mut Sender) -> Message {
     let own = Address::of(socket);
     let word = |of: Option<Address>, offset| of.and_then(|of| of.field::<u32>(offset));
     let ulp = |of: Option<Address>| of.and_then(|of| of.field::<u64>(at.icsk_ulp));
+    let from_proxy = sender.flags & END_PROXY != 0;
+    let spliced = sender.spliced != 0;
+    // Asked for only where it matters: this is for every message. What cannot be
+    // read differs from everything else, and so is not drained.
+    let (written, acked, read) = if spliced {
+        (0, 1, 2)
+    } else {
+        (
+            word(own, at.tcp_written).unwrap_or(0),
+            word(own, at.tcp_acked).unwrap_or(1),
+            word(other, at.tcp_copied).unwrap_or(2),
+        )
+    };
     Message {
         mode: mode(call, peer),
-        from_proxy: sender.flags & END_PROXY != 0,
+        from_proxy,
         into_proxy: peer.is_some_and(|peer| peer.flags & END_PROXY != 0),
         peer_known: peer.is_some(),
-        blocking: !is_nonblocking(socket),
+        blocking: !from_proxy && !is_nonblocking(socket),
         zerocopy: own.is_none_or(|own| has_zerocopy(own, &at)),
         layered: ulp(own) != Some(0) || ulp(other) != Some(0),
-        spliced: sender.spliced != 0,
-        // What cannot be read differs from everything else: not drained.
-        written: word(own, at.tcp_written).unwrap_or(0),
-        acked: word(own, at.tcp_acked).unwrap_or(1),
-        read: word(other, at.tcp_copied).unwrap_or(2),
+        spliced,
+        written,
+        acked,
+        read,
         queued: word(other, at.sock_queued).unwrap_or(u32::MAX),
         buffer: word(other, at.sock_buffer).unwrap_or(0),
         size: call.size(),

@@ -26,7 +26,7 @@ use shunt_abi::{
 use crate::{
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address},
-    maps::{ENDS, ORIGINAL_DST, SENDERS, SPLICE_WANTED, SPLICED},
+    maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
 };
 
@@ -250,7 +250,7 @@ pub fn changes(event: TcpEvent, socket: Socket) {
 fn take_out(sender: &mut Sender) {
     let mut key = kernel::forget(sender.key);
     // SAFETY: a socket map, and a key of it; `sock_ops` may do this.
-    let _ = unsafe { bpf_map_delete_elem(members(), core::ptr::from_mut(&mut key).cast()) };
+    let _ = unsafe { bpf_map_delete_elem(map_of(&SPLICED), core::ptr::from_mut(&mut key).cast()) };
     sender.member = 0;
 }
 
@@ -290,22 +290,43 @@ pub fn visited(visit: FileVisit) {
     // SAFETY: as above. The same that is there, but for connections that the agent
     // itself made to try things out.
     unsafe { (*end).address = address.number() };
-    let mut key = kernel::forget(sender.key);
+    // SAFETY: as above.
+    let peer = unsafe { ENDS.get(sender.key.peer()) };
+    let receives = is_receiver(sender.flags, peer.map_or(0, |peer| peer.flags));
     // First, because its first message may come before this returns.
     sender.member = 1;
-    // SAFETY: a key of this map; the iterator holds the file, and the value of a
-    // socket map is the socket itself.
-    let done = unsafe {
-        bpf_map_update_elem(
-            members(),
-            core::ptr::from_mut(&mut key).cast(),
-            socket.as_ptr(),
-            u64::from(BPF_NOEXIST),
-        )
+    let done = if receives {
+        put(map_of(&RECEIVERS), sender, socket)
+    } else {
+        put(map_of(&SPLICED), sender, socket)
     };
     if done != 0 {
         sender.member = 0;
     }
+}
+
+/// Adds a socket to a map.
+#[inline(always)]
+fn put(map: *mut c_void, sender: &Sender, socket: Socket) -> i64 {
+    let mut key = kernel::forget(sender.key);
+    // SAFETY: a key of this map; the iterator holds the file, and the value of a
+    // socket map is the socket itself.
+    unsafe {
+        bpf_map_update_elem(
+            map,
+            core::ptr::from_mut(&mut key).cast(),
+            socket.as_ptr(),
+            u64::from(BPF_NOEXIST),
+        )
+    }
+}
+
+/// Whether a socket with these flags is only given something by one with those.
+#[inline(always)]
+pub fn is_receiver(flags: u32, sender: u32) -> bool {
+    flags & END_PROXY != 0
+        && sender & END_PROXY == 0
+        && SPLICE_MODE.load() != SpliceMode::All as u32
 }
 
 /// Whether nothing is on top of TCP, and no send without a copy may be asked for.
@@ -321,8 +342,8 @@ pub fn has_zerocopy(sock: Address, at: &SpliceOffsets) -> bool {
         .is_none_or(|flags| flags >> (at.zerocopy_bit & 63) & 1 != 0)
 }
 
-/// The map of the spliced sockets, for helpers.
+/// A map of sockets, for helpers.
 #[inline(always)]
-pub fn members() -> *mut c_void {
-    core::ptr::from_ref(&SPLICED).cast_mut().cast()
+pub fn map_of<T>(map: &'static T) -> *mut c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
 }

@@ -10,9 +10,9 @@ use aya::{
     maps::{Array, Map, MapData, SockHash},
     programs::Iter,
 };
-use shunt_abi::{EndKey, SpliceOffsets};
+use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
-use super::{SPLICE_OBJECT, iterate};
+use super::{SOCKET_MAPS, SPLICE_OBJECT, iterate};
 use crate::{bpffs::PinDir, datapath::typed};
 
 /// How long the thread pauses between two looks.
@@ -26,7 +26,7 @@ pub(in crate::datapath) fn drain_left(pins: &PinDir, offsets: SpliceOffsets) {
             tracing::warn!("cannot end the splicing of a former agent: {error:#}");
         }
     }
-    let mut maps = pins.left("SPLICED");
+    let mut maps: Vec<PathBuf> = SOCKET_MAPS.iter().flat_map(|map| pins.left(map)).collect();
     maps.retain(|pin| !is_empty(pin) || remove(pin).is_err());
     if maps.is_empty() {
         return;
@@ -88,11 +88,14 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets) -> Result<()> {
     Ok(())
 }
 
-/// The programs with maps of their own.
+/// The programs with maps of their own, for which every socket is one of those that
+/// both send and are given something.
 pub(super) fn private(offsets: SpliceOffsets) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     let offsets: &'static SpliceOffsets = Box::leak(Box::new(offsets));
+    const MODE: u32 = SpliceMode::All as u32;
     loader.override_global("SPLICE_OFFSETS", offsets, true);
+    loader.override_global("SPLICE_MODE", &MODE, true);
     loader
         .load(SPLICE_OBJECT)
         .context("the kernel does not take the maps of splicing")

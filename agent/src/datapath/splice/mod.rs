@@ -32,6 +32,9 @@ static SPLICE_OBJECT: &[u8] =
 /// The program that passes messages on.
 const MESSAGE_PROGRAM: &str = "shunt_message";
 
+/// The maps of sockets that something may be spliced into.
+const SOCKET_MAPS: &[&str] = &["RECEIVERS", "SPLICED"];
+
 /// How long the agent waits at its end for bytes that were spliced and not read
 /// yet.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -127,7 +130,7 @@ impl Splicing {
                 .load(kind, btf)
                 .with_context(|| format!("the verifier does not take the program {name}"))?;
         }
-        let members = self.members()?;
+        let members = self.sockets("SPLICED")?;
         let members = members.fd().try_clone().context("cannot open the map")?;
         let message: &mut SkMsg = self.program(MESSAGE_PROGRAM)?;
         message
@@ -152,9 +155,10 @@ impl Splicing {
         )
     }
 
-    fn members(&self) -> Result<SockHash<&MapData, EndKey>> {
-        let map = self.object.map("SPLICED").context("there is no map")?;
-        SockHash::try_from(map).context("SPLICED is of another type")
+    fn sockets(&self, name: &str) -> Result<SockHash<&MapData, EndKey>> {
+        let map = self.object.map(name);
+        let map = map.with_context(|| format!("the embedded object lacks the map {name}"))?;
+        SockHash::try_from(map).with_context(|| format!("{name} is no map of sockets"))
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
@@ -194,7 +198,10 @@ impl Splicing {
             .program("shunt_members")
             .context("the embedded object lacks a program")?
             .try_into()?;
-        unread_of(program, &self.members()?)
+        SOCKET_MAPS
+            .iter()
+            .map(|name| iterate::over_map(program, self.sockets(name)?.fd().as_fd()))
+            .try_fold(0, |sum, ticks| Ok(sum + ticks?.len()))
     }
 
     /// Ends splicing: everything goes by TCP, and what was spliced is waited for.
@@ -236,7 +243,3 @@ impl Splicing {
     }
 }
 
-/// How many members of a map have something left to read that was spliced.
-fn unread_of(program: &Iter, members: &SockHash<&MapData, EndKey>) -> Result<usize> {
-    iterate::over_map(program, members.fd().as_fd()).map(|ticks| ticks.len())
-}
