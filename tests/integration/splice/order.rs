@@ -56,9 +56,9 @@ fn both_directions_at_once_with_messages_of_all_lengths() {
         let lab = Lab::new(mode);
         let pair = &lab.spliced();
         let bytes = pattern(48 << 20);
+        let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (forth, back, all) = (&forth, &back, &bytes[..]);
         thread::scope(|scope| {
-            let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            let (forth, back, all) = (&forth, &back, &bytes[..]);
             scope.spawn(move || write_unevenly(&pair.application, all, 2, forth));
             scope.spawn(move || write_unevenly(&pair.proxy, all, 3, back));
             let answers =

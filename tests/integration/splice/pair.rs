@@ -122,6 +122,22 @@ impl Lab {
         self.counters()["bytes"].as_u64().unwrap_or(0)
     }
 
+    /// How many segments of TCP the pod has dropped because a buffer was full: each
+    /// of them is a stall until it is sent again.
+    pub(super) fn dropped(&self) -> u64 {
+        let netstat = self.pod.netns().run(|| {
+            std::fs::read_to_string("/proc/thread-self/net/netstat").expect("it is there")
+        });
+        let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        names
+            .split(' ')
+            .zip(values.split(' '))
+            .filter(|(name, _)| ["TCPRcvQDrop", "RcvPruned", "TCPZeroWindowDrop"].contains(name))
+            .filter_map(|(_, value)| value.parse::<u64>().ok())
+            .sum()
+    }
+
     /// How many messages went by TCP for this reason.
     pub(super) fn fallbacks(&self, why: &str) -> u64 {
         self.counters()["fallbacks"][why].as_u64().unwrap_or(0)
@@ -252,17 +268,4 @@ sockopt_impl!(
 pub(super) fn memory(end: &TcpStream) -> (u32, u32) {
     let memory = getsockopt(end, Memory).expect("it is open");
     (memory[0], memory[1])
-}
-
-/// How many segments were sent again: each of them is a stall.
-pub(super) fn retransmissions(end: &TcpStream) -> u32 {
-    let answer = shunt_tests::syscall::option(
-        end,
-        libc::IPPROTO_TCP,
-        libc::TCP_INFO,
-        size_of::<libc::tcp_info>(),
-    );
-    let at = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans);
-    let bytes = answer.buffer[at..at + 4].try_into().expect("four bytes");
-    u32::from_ne_bytes(bytes)
 }

@@ -5,7 +5,7 @@ use std::thread;
 
 use super::{
     INTO_PROXY,
-    pair::{Lab, Pair, fill, memory, pattern, receive, retransmissions, send},
+    pair::{Lab, Pair, fill, memory, pattern, receive, send},
 };
 
 /// More than any buffer holds.
@@ -32,7 +32,7 @@ fn it_holds_no_more_than_its_buffer_and_reads_on_without_loss() {
         assert!(lab.fallbacks("receiver_full") > 0, "{}", lab.counters());
         // Then it is spliced again.
         lab.splice(&pair);
-        assert_eq!(retransmissions(&pair.application), 0, "{piece}");
+        assert_eq!(lab.dropped(), 0, "{piece}");
     }
 }
 
@@ -57,7 +57,7 @@ fn it_may_keep_sending_meanwhile() {
             send(&pair.application, &bytes[sent..]);
             assert!(rest.join().expect("a reader"));
         });
-        assert_eq!(retransmissions(&pair.application), 0);
+        assert_eq!(lab.dropped(), 0);
     }
 }
 
