@@ -44,7 +44,13 @@ pub struct Run {
     /// How far connections between sockets of this node bypass the loopback stack:
     /// into the sockets of the proxy only, or into those of applications as well;
     /// auto is the most that is found to be safe on this kernel
-    #[arg(long, env = "SHUNT_SPLICE", value_enum, value_name = "MODE", default_value_t)]
+    #[arg(
+        long,
+        env = "SHUNT_SPLICE",
+        value_enum,
+        value_name = "MODE",
+        default_value_t
+    )]
     splice: Splice,
     /// Gives a map another size, for tests
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
@@ -76,8 +82,7 @@ impl Run {
             Some(named) => named.clone(),
             None => cgroup::find_root()?,
         };
-        let mut datapath =
-            Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
+        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
         log_splicing(datapath.splice_status());
         let events = datapath.events()?;
         let splice_requests = datapath.splice_requests()?;
@@ -172,7 +177,11 @@ async fn splice(mut requests: Events, node: NodeHandle) {
 fn log_splicing(splice: &SpliceStatus) {
     for trial in &splice.trials {
         if let Some(why) = &trial.failed {
-            tracing::info!(needed_for = trial.needed_for.name(), "{} failed: {why}", trial.name);
+            tracing::info!(
+                needed_for = trial.needed_for.name(),
+                "{} failed: {why}",
+                trial.name
+            );
         }
     }
     tracing::info!(

@@ -71,9 +71,19 @@ fn write_splice(out: &mut fmt::Formatter<'_>, splice: &SpliceStatus) -> fmt::Res
     )?;
     for trial in &splice.trials {
         match &trial.failed {
-            None => writeln!(out, "  ok      {:<6} {}", trial.needed_for.name(), trial.name)?,
+            None => writeln!(
+                out,
+                "  ok      {:<6} {}",
+                trial.needed_for.name(),
+                trial.name
+            )?,
             Some(why) => {
-                writeln!(out, "  failed  {:<6} {}: {why}", trial.needed_for.name(), trial.name)?;
+                writeln!(
+                    out,
+                    "  failed  {:<6} {}: {why}",
+                    trial.needed_for.name(),
+                    trial.name
+                )?;
             }
         }
     }

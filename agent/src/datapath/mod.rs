@@ -22,12 +22,12 @@ use aya::{
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
+use self::{offsets::KernelTypes, splice::Splicing};
 pub use self::{
     pods::{CounterReport, Pods},
     preflight::check,
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use self::{offsets::KernelTypes, splice::Splicing};
 use crate::{bpffs::PinDir, netns::Netns, network::Topology, settings::Splice};
 
 /// The programs of the node.
@@ -145,12 +145,7 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel lacks something, or refuses; then nothing is left.
-    pub fn load(
-        cgroup: &Path,
-        bpffs: &Path,
-        limits: &[MapLimit],
-        splice: Splice,
-    ) -> Result<Self> {
+    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit], splice: Splice) -> Result<Self> {
         let types = KernelTypes::read()?;
         let offsets = offsets::of_kernel(&types)?;
         let splice_offsets = splice::of_kernel(&types);

@@ -12,8 +12,8 @@ use aya::{
     util::nr_cpus,
 };
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey, NetnsCookie, PodSettings,
-    PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
+    CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey,
+    NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
 };
 use shunt_decide::Rule;
 

@@ -24,8 +24,8 @@ use {ipnet as _, proptest as _, shunt_istio_rules as _};
 pub use inbound::{Inbound, inbound};
 pub use outbound::{Outbound, is_proxy, may_capture, outbound};
 pub use rule::{Rule, Verdict};
-pub use splice::{Message, Way, splice};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
+pub use splice::{Message, Way, splice};
 
 /// The pod's lists.
 pub trait Lists {

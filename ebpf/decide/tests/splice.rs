@@ -36,18 +36,58 @@ fn each_condition_sends_it_by_tcp() {
     let rows = [
         (Message { mode: 0, ..GOOD }, Way::Tcp(NotWanted)),
         (Message { mode: 1, ..GOOD }, Way::Tcp(NotWanted)),
-        (Message { into_proxy: false, ..GOOD }, Way::Tcp(IntoApplication)),
-        (Message { peer_known: false, ..GOOD }, Way::Tcp(PeerUnknown)),
-        (Message { blocking: true, ..GOOD }, Way::TcpForGood(Blocking)),
-        (Message { zerocopy: true, ..GOOD }, Way::TcpForGood(Zerocopy)),
-        (Message { layered: true, ..GOOD }, Way::Tcp(Layered)),
+        (
+            Message {
+                into_proxy: false,
+                ..GOOD
+            },
+            Way::Tcp(IntoApplication),
+        ),
+        (
+            Message {
+                peer_known: false,
+                ..GOOD
+            },
+            Way::Tcp(PeerUnknown),
+        ),
+        (
+            Message {
+                blocking: true,
+                ..GOOD
+            },
+            Way::TcpForGood(Blocking),
+        ),
+        (
+            Message {
+                zerocopy: true,
+                ..GOOD
+            },
+            Way::TcpForGood(Zerocopy),
+        ),
+        (
+            Message {
+                layered: true,
+                ..GOOD
+            },
+            Way::Tcp(Layered),
+        ),
         (Message { size: 1, ..GOOD }, Way::Tcp(SingleByte)),
-        (Message { written: 1001, ..GOOD }, Way::Tcp(NotDrained)),
+        (
+            Message {
+                written: 1001,
+                ..GOOD
+            },
+            Way::Tcp(NotDrained),
+        ),
         (Message { acked: 999, ..GOOD }, Way::Tcp(NotDrained)),
         (Message { read: 999, ..GOOD }, Way::Tcp(NotDrained)),
         (Message { queued: 1, ..GOOD }, Way::Tcp(NotDrained)),
         (
-            Message { spliced: true, queued: 65_500, ..GOOD },
+            Message {
+                spliced: true,
+                queued: 65_500,
+                ..GOOD
+            },
             Way::Tcp(ReceiverFull),
         ),
     ];
@@ -67,7 +107,12 @@ fn the_mode_says_between_whom() {
     for (mode, expected) in rows {
         let found = [(false, false), (false, true), (true, false), (true, true)].map(
             |(from_proxy, into_proxy)| {
-                let message = Message { mode: mode as u32, from_proxy, into_proxy, ..GOOD };
+                let message = Message {
+                    mode: mode as u32,
+                    from_proxy,
+                    into_proxy,
+                    ..GOOD
+                };
                 matches!(splice(&message), Way::Splice(_))
             },
         );
@@ -77,9 +122,16 @@ fn the_mode_says_between_whom() {
 
 #[test]
 fn a_large_message_is_cut_to_what_there_is_room_for() {
-    let message = Message { size: 1 << 20, ..GOOD };
+    let message = Message {
+        size: 1 << 20,
+        ..GOOD
+    };
     assert_eq!(splice(&message), Way::Splice(65_536));
-    let rest = Message { spliced: true, queued: 65_536, ..message };
+    let rest = Message {
+        spliced: true,
+        queued: 65_536,
+        ..message
+    };
     assert_eq!(splice(&rest), Way::Tcp(Fallback::ReceiverFull));
 }
 

@@ -13,10 +13,11 @@ use core::{
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_TCP_ESTABLISHED, bpf_sk_lookup,
-        bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sock_tuple, bpf_sockopt, file, seq_file,
-        sk_action::SK_PASS, sk_msg_md,
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_TCP_ESTABLISHED,
+        bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sock_tuple, bpf_sockopt, file,
+        seq_file, sk_action::SK_PASS, sk_msg_md,
     },
+    btf_maps::SockHash,
     helpers::generated::{
         bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_l3_csum_replace,
         bpf_l4_csum_replace, bpf_msg_apply_bytes, bpf_msg_redirect_hash, bpf_seq_write,
@@ -479,11 +480,16 @@ impl Outgoing {
     ///
     /// Fails when there is no such socket.
     #[inline(always)]
-    pub fn give<K>(self, map: *mut c_void, key: &mut K, bytes: u32) -> Result<(), HelperFailed> {
+    pub fn give<K, const N: usize>(
+        self,
+        map: &'static SockHash<K, N>,
+        key: &mut K,
+        bytes: u32,
+    ) -> Result<(), HelperFailed> {
+        let map = core::ptr::from_ref(map).cast_mut().cast();
         let key = core::ptr::from_mut(key).cast();
         // SAFETY: the context of this run, a socket map and a key of it.
-        let done =
-            unsafe { bpf_msg_redirect_hash(self.0, map, key, u64::from(BPF_F_INGRESS)) };
+        let done = unsafe { bpf_msg_redirect_hash(self.0, map, key, u64::from(BPF_F_INGRESS)) };
         if done != i64::from(SK_PASS) {
             return Err(HelperFailed);
         }
@@ -530,7 +536,12 @@ impl FileVisit {
         }
         // SAFETY: the verifier knows the structure and checks the offset.
         let sk = unsafe {
-            read_volatile(socket.cast::<u8>().add(offset as usize).cast::<*mut c_void>())
+            read_volatile(
+                socket
+                    .cast::<u8>()
+                    .add(offset as usize)
+                    .cast::<*mut c_void>(),
+            )
         };
         (!sk.is_null()).then_some(Socket(sk))
     }

@@ -7,12 +7,15 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash,
+    },
     macros::btf_map,
 };
 use shunt_abi::{
     Asked, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey, Sender,
+    ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
+    Sender,
 };
 
 use crate::storage::SocketStorage;

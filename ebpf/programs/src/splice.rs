@@ -10,7 +10,7 @@ use crate::{
     kernel::{self, Address},
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
-    splice_ends::{has_zerocopy, is_nonblocking, is_receiver, map_of, offsets},
+    splice_ends::{has_zerocopy, is_nonblocking, is_receiver, offsets},
 };
 
 /// A member of the map sends a message.
@@ -30,9 +30,9 @@ pub fn message(call: Outgoing) {
             let mut key = kernel::forget(sender.key.peer());
             let peer = sender.peer.flags;
             let given = if is_receiver(peer, sender.flags) {
-                call.give(map_of(&RECEIVERS), &mut key, bytes)
+                call.give(&RECEIVERS, &mut key, bytes)
             } else {
-                call.give(map_of(&SPLICED), &mut key, bytes)
+                call.give(&SPLICED, &mut key, bytes)
             };
             match given {
                 Ok(()) => {

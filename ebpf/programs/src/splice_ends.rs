@@ -212,7 +212,7 @@ fn ask_for(netns: NetnsCookie, sender: &Sender) {
         (*peer).wanted = 1;
     }
     // When the ring is full the agent has been told often enough.
-    let _ = SPLICE_WANTED.output(&netns, 0);
+    let _ = SPLICE_WANTED.output(netns, 0);
 }
 
 /// The state of a socket is about to change.
@@ -228,8 +228,7 @@ pub fn changes(event: TcpEvent, socket: Socket) {
     // A program that has sent its last may now read in any way. Nothing was put
     // into its queue, so that nothing is lost; of those into whose queue something
     // may have been put, the kernel lets go when they are closed.
-    let at_end =
-        state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
+    let at_end = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
     if at_end
         && sender.flags & END_PROXY == 0
         && SPLICE_MODE.load() != SpliceMode::All as u32

@@ -3,11 +3,7 @@
 #![no_main]
 #![expect(unused_crate_dependencies, reason = "the library uses them")]
 
-use aya_ebpf::{
-    bindings::sk_action::SK_PASS,
-    macros::sk_msg,
-    programs::SkMsgContext,
-};
+use aya_ebpf::{bindings::sk_action::SK_PASS, macros::sk_msg, programs::SkMsgContext};
 use shunt_programs::{
     ctx::{FileVisit, Member, MemberVisit, Outgoing, TaskFile},
     splice, splice_ends,

@@ -44,7 +44,9 @@ fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsi
         if random.next() % 16 == 0 {
             wait_until("the reader to catch up", || {
                 let read = progress.load(Ordering::Acquire);
-                (read == sent).then_some(()).ok_or_else(|| format!("{read} of {sent}"))
+                (read == sent)
+                    .then_some(())
+                    .ok_or_else(|| format!("{read} of {sent}"))
             });
         }
     }
@@ -95,9 +97,11 @@ fn wait_until_member(lab: &Lab, pair: &super::pair::Pair) {
         receive(&pair.application, 5);
         send(&pair.application, b"");
         let counters = lab.counters();
-        (counters["fallbacks"].as_object().is_some_and(|why| !why.is_empty()))
-            .then_some(())
-            .ok_or_else(|| counters.to_string())
+        (counters["fallbacks"]
+            .as_object()
+            .is_some_and(|why| !why.is_empty()))
+        .then_some(())
+        .ok_or_else(|| counters.to_string())
     });
 }
 
@@ -130,11 +134,7 @@ fn the_bytes_of_a_fast_open_come_first() {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
             let server = SocketAddr::from((Node::OUTSIDE, PORT));
             let sent = socket
-                .send_to_with_flags(
-                    &pattern(1000),
-                    &server.into(),
-                    nix::libc::MSG_FASTOPEN,
-                )
+                .send_to_with_flags(&pattern(1000), &server.into(), nix::libc::MSG_FASTOPEN)
                 .expect("the proxy accepts");
             assert_eq!(sent, 1000);
             TcpStream::from(socket)

@@ -76,9 +76,7 @@ impl Lab {
     /// A connection of the application to a host outside, which the proxy has
     /// accepted.
     pub(super) fn connect(&self) -> Pair {
-        self.connect_with(|| {
-            TcpStream::connect((Node::OUTSIDE, PORT)).expect("the proxy accepts")
-        })
+        self.connect_with(|| TcpStream::connect((Node::OUTSIDE, PORT)).expect("the proxy accepts"))
     }
 
     /// The same, connected in another way.
@@ -108,7 +106,11 @@ impl Lab {
         wait_until("the connection to be spliced", || {
             pair.ask(b"question", b"answer");
             let now = self.spliced_bytes();
-            if now > before { Ok(()) } else { Err(self.counters().to_string()) }
+            if now > before {
+                Ok(())
+            } else {
+                Err(self.counters().to_string())
+            }
         });
     }
 
@@ -125,9 +127,10 @@ impl Lab {
     /// How many segments of TCP the pod has dropped because a buffer was full: each
     /// of them is a stall until it is sent again.
     pub(super) fn dropped(&self) -> u64 {
-        let netstat = self.pod.netns().run(|| {
-            std::fs::read_to_string("/proc/thread-self/net/netstat").expect("it is there")
-        });
+        let netstat = self
+            .pod
+            .netns()
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/netstat").expect("it is there"));
         let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
         let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
         names

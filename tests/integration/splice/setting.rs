@@ -24,17 +24,34 @@ fn off_loads_and_attaches_nothing() {
     assert_eq!(talk(&lab), 0);
     let status = lab.agent().status();
     assert_eq!(status["splice"]["mode"], "off");
-    let names: Vec<_> = status["programs"].as_array().expect("programs").iter().collect();
-    assert!(names.iter().all(|program| program["name"] != "shunt_message"), "{names:?}");
+    let names: Vec<_> = status["programs"]
+        .as_array()
+        .expect("programs")
+        .iter()
+        .collect();
+    assert!(
+        names
+            .iter()
+            .all(|program| program["name"] != "shunt_message"),
+        "{names:?}"
+    );
 }
 
 #[test]
 fn a_pod_can_do_without() {
     let lab = Lab::new(INTO_PROXY);
-    let off: Vec<&str> = ISTIO_DEFAULTS.into_iter().chain(["--splice", "off"]).collect();
+    let off: Vec<&str> = ISTIO_DEFAULTS
+        .into_iter()
+        .chain(["--splice", "off"])
+        .collect();
     lab.agent().enroll(lab.pod.netns(), &off);
     assert_eq!(talk(&lab), 0);
-    assert_eq!(lab.counters()["fallbacks"].as_object().map(serde_json::Map::len), Some(0));
+    assert_eq!(
+        lab.counters()["fallbacks"]
+            .as_object()
+            .map(serde_json::Map::len),
+        Some(0)
+    );
     lab.agent().enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
     lab.spliced();
 }
@@ -42,7 +59,10 @@ fn a_pod_can_do_without() {
 #[test]
 fn a_pod_cannot_have_more_than_the_node_does() {
     let lab = Lab::new(&["--splice", "off"]);
-    let all: Vec<&str> = ISTIO_DEFAULTS.into_iter().chain(["--splice", "all"]).collect();
+    let all: Vec<&str> = ISTIO_DEFAULTS
+        .into_iter()
+        .chain(["--splice", "all"])
+        .collect();
     lab.agent().enroll(lab.pod.netns(), &all);
     assert_eq!(talk(&lab), 0);
 }
@@ -53,7 +73,10 @@ fn the_node_says_what_it_does_and_why() {
     let splice = lab.agent().status()["splice"].clone();
     assert_eq!(splice["asked"], "auto");
     assert_ne!(splice["mode"], "auto");
-    assert!(splice["reason"].as_str().is_some_and(|why| !why.is_empty()), "{splice}");
+    assert!(
+        splice["reason"].as_str().is_some_and(|why| !why.is_empty()),
+        "{splice}"
+    );
     let trials = splice["trials"].as_array().expect("trials");
     assert!(trials.len() > 10, "{trials:?}");
 }

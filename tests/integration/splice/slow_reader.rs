@@ -16,7 +16,10 @@ fn overfill(pair: &Pair, bytes: &[u8], piece: usize) -> usize {
     let sent = fill(&pair.application, bytes, piece);
     assert!(sent < MUCH, "everything was taken, and nobody reads");
     let (queued, buffer) = memory(&pair.proxy);
-    assert!(queued <= buffer + buffer / 2, "{queued} bytes wait in a buffer of {buffer}");
+    assert!(
+        queued <= buffer + buffer / 2,
+        "{queued} bytes wait in a buffer of {buffer}"
+    );
     sent
 }
 
@@ -50,7 +53,10 @@ fn it_may_keep_sending_meanwhile() {
         }
         assert!(sent < MUCH);
         let (queued, buffer) = memory(&pair.proxy);
-        assert!(queued <= buffer + buffer / 2, "{queued} bytes wait in a buffer of {buffer}");
+        assert!(
+            queued <= buffer + buffer / 2,
+            "{queued} bytes wait in a buffer of {buffer}"
+        );
         thread::scope(|scope| {
             let rest = scope.spawn(|| receive(&pair.proxy, bytes.len()) == bytes);
             pair_answers(&pair);

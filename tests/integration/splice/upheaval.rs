@@ -25,8 +25,14 @@ fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
         meanwhile();
         over.store(true, Ordering::Relaxed);
         let (forth, back) = (forth.join(), back.join());
-        assert_eq!(read_forth.join().expect("it is the same"), forth.expect("it is sent"));
-        assert_eq!(read_back.join().expect("it is the same"), back.expect("it is sent"));
+        assert_eq!(
+            read_forth.join().expect("it is the same"),
+            forth.expect("it is sent")
+        );
+        assert_eq!(
+            read_back.join().expect("it is the same"),
+            back.expect("it is sent")
+        );
     });
 }
 
@@ -55,7 +61,11 @@ fn compare(end: &TcpStream, bytes: &[u8]) -> u64 {
         if read.is_empty() {
             return rounds;
         }
-        assert!(read == bytes, "round {rounds} was another one ({} bytes)", read.len());
+        assert!(
+            read == bytes,
+            "round {rounds} was another one ({} bytes)",
+            read.len()
+        );
         rounds += 1;
     }
 }
@@ -96,7 +106,10 @@ fn a_pod_may_be_unenrolled_and_enrolled_again() {
     });
     let pair = lab.spliced();
     transfer(&pair, || {
-        let off: Vec<&str> = ISTIO_DEFAULTS.into_iter().chain(["--splice", "off"]).collect();
+        let off: Vec<&str> = ISTIO_DEFAULTS
+            .into_iter()
+            .chain(["--splice", "off"])
+            .collect();
         for flags in [&off[..], &ISTIO_DEFAULTS, &off, &ISTIO_DEFAULTS] {
             lab.agent().enroll(lab.pod.netns(), flags);
         }

@@ -52,9 +52,7 @@ struct IterCreate {
 /// When the kernel refuses.
 pub(super) fn all(program: &mut Iter) -> Result<Vec<u8>> {
     let link = program.attach().context("cannot start an iterator")?;
-    let link: IterLink = program
-        .take_link(link)
-        .context("cannot keep an iterator")?;
+    let link: IterLink = program.take_link(link).context("cannot keep an iterator")?;
     read(link.into_file().context("cannot open an iterator")?)
 }
 

@@ -2,7 +2,13 @@
 //! its map of spliced sockets keeps what they have not read. It stays until they
 //! have.
 
-use std::{fs, os::fd::AsFd as _, path::{Path, PathBuf}, thread, time::Duration};
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{

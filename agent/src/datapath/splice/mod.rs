@@ -20,8 +20,8 @@ use aya::{
 use serde::{Deserialize, Serialize};
 use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
+pub use self::selftest::{Trial, Tried, try_out};
 pub(super) use self::{left::drain_left, offsets::of_kernel};
-pub use self::selftest::{Tried, Trial, try_out};
 use super::{KernelObject, SPLICE_TABLES, typed};
 use crate::settings::Splice;
 
@@ -63,7 +63,11 @@ pub(super) fn settle(
     btf: &Btf,
 ) -> (SpliceMode, SpliceStatus) {
     let (mode, reason, trials) = if asked == Splice::Off {
-        (SpliceMode::Off, "it was switched off".to_owned(), Vec::new())
+        (
+            SpliceMode::Off,
+            "it was switched off".to_owned(),
+            Vec::new(),
+        )
     } else {
         let tried = Tried::with(offsets, btf);
         let (mode, reason) = tried.settle(asked);
@@ -242,4 +246,3 @@ impl Splicing {
         })
     }
 }
-

@@ -61,7 +61,10 @@ impl Tried {
         };
         let noticed = |why| format!("an application would notice more on this kernel: {why}");
         if let Some(why) = failing(Splice::Between) {
-            (SpliceMode::Off, format!("this kernel does not do it: {why}"))
+            (
+                SpliceMode::Off,
+                format!("this kernel does not do it: {why}"),
+            )
         } else if let Some(why) = failing(Splice::Proxy) {
             (SpliceMode::Between, noticed(why))
         } else if let Some(why) = failing(Splice::All) {
@@ -128,7 +131,11 @@ mod tests {
 
     #[test]
     fn the_strongest_mode_without_a_failure_is_taken() {
-        let well = tried(&[(Splice::Between, ""), (Splice::Proxy, ""), (Splice::All, "")]);
+        let well = tried(&[
+            (Splice::Between, ""),
+            (Splice::Proxy, ""),
+            (Splice::All, ""),
+        ]);
         assert_eq!(well.settle(Splice::Auto).0, SpliceMode::All);
         assert_eq!(well.settle(Splice::Proxy).0, SpliceMode::Proxy);
         assert_eq!(well.settle(Splice::Off).0, SpliceMode::Off);

@@ -30,20 +30,48 @@ type Named = (&'static str, Splice, fn(&mut Bench) -> Result<()>);
 /// Those without which nothing is safe come first.
 const TRIALS: &[Named] = &[
     ("bytes arrive", Splice::Between, arrives),
-    ("a sleeping reader holds a bounded amount", Splice::Between, is_bounded),
-    ("bytes are in order while the way changes", Splice::Between, is_in_order),
+    (
+        "a sleeping reader holds a bounded amount",
+        Splice::Between,
+        is_bounded,
+    ),
+    (
+        "bytes are in order while the way changes",
+        Splice::Between,
+        is_in_order,
+    ),
     ("what waits to be read is seen", Splice::Between, is_seen),
     ("a close is read after the bytes", Splice::Between, closes),
     ("a reset is read after the bytes", Splice::Between, resets),
-    ("urgent data stays out of band", Splice::Between, is_out_of_band),
+    (
+        "urgent data stays out of band",
+        Splice::Between,
+        is_out_of_band,
+    ),
     ("a sender in blocking mode leaves", Splice::Proxy, leaves),
-    ("a member without spliced bytes reads as ever", Splice::Proxy, reads_as_ever),
+    (
+        "a member without spliced bytes reads as ever",
+        Splice::Proxy,
+        reads_as_ever,
+    ),
     ("splice(2) reads the bytes", Splice::All, is_read_by_splice),
     ("FIONREAD counts the bytes", Splice::All, is_counted),
-    ("a blocking read waits after a half-close", Splice::All, waits_after_half_close),
-    ("a blocking read ends with the reset", Splice::All, reads_the_reset),
+    (
+        "a blocking read waits after a half-close",
+        Splice::All,
+        waits_after_half_close,
+    ),
+    (
+        "a blocking read ends with the reset",
+        Splice::All,
+        reads_the_reset,
+    ),
     ("MSG_WAITALL waits for all", Splice::All, waits_for_all),
-    ("bytes unread at a close are answered with a reset", Splice::All, is_reset_when_unread),
+    (
+        "bytes unread at a close are answered with a reset",
+        Splice::All,
+        is_reset_when_unread,
+    ),
 ];
 
 /// Runs them all.
@@ -76,19 +104,30 @@ fn is_bounded(bench: &mut Bench) -> Result<()> {
     let bytes = pattern(64 * LARGE);
     let mut sent = 0;
     // Until neither the other end nor TCP takes any more.
-    while let Ok(more) = io::Write::write(&mut &pair.a, &bytes[sent..(sent + LARGE).min(bytes.len())]) {
+    while let Ok(more) =
+        io::Write::write(&mut &pair.a, &bytes[sent..(sent + LARGE).min(bytes.len())])
+    {
         sent += more;
-        ensure!(sent < bytes.len(), "{sent} bytes were taken that nobody reads");
+        ensure!(
+            sent < bytes.len(),
+            "{sent} bytes were taken that nobody reads"
+        );
     }
     let (queued, buffer) = (queued(&pair.b)?, buffer(&pair.b)?);
     ensure!(queued > buffer / 4, "only {queued} bytes were counted");
-    ensure!(queued <= 2 * buffer, "{queued} bytes wait in a buffer of {buffer}");
+    ensure!(
+        queued <= 2 * buffer,
+        "{queued} bytes wait in a buffer of {buffer}"
+    );
     let mut read = Vec::new();
     let until = Instant::now() + Duration::from_millis(500);
     while read.len() < sent && Instant::now() < until {
         read.extend(drain(&pair.b)?);
     }
-    ensure!(read == bytes[..sent], "of {sent} bytes other ones were read");
+    ensure!(
+        read == bytes[..sent],
+        "of {sent} bytes other ones were read"
+    );
     Ok(())
 }
 
@@ -184,7 +223,10 @@ fn ends_as_ever(Pair { a, b }: Pair) -> Result<()> {
     drop(b);
     let mut room = [0; 64];
     is_reset((&a).read(&mut room))?;
-    ensure!((&a).read(&mut room)? == 0, "there is something after the reset");
+    ensure!(
+        (&a).read(&mut room)? == 0,
+        "there is something after the reset"
+    );
     Ok(())
 }
 
@@ -208,8 +250,18 @@ fn is_read_by_splice(bench: &mut Bench) -> Result<()> {
     let pair = bench.pair()?;
     send(&pair.a, b"bytes")?;
     let (_reader, writer) = pipe()?;
-    let moved = splice(&pair.b, None, &writer, None, 64, SpliceFFlags::SPLICE_F_NONBLOCK)?;
-    ensure!(moved == 5, "it reads {moved} of 5 bytes, which is the end of the file to a program");
+    let moved = splice(
+        &pair.b,
+        None,
+        &writer,
+        None,
+        64,
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    )?;
+    ensure!(
+        moved == 5,
+        "it reads {moved} of 5 bytes, which is the end of the file to a program"
+    );
     Ok(())
 }
 
@@ -325,7 +377,11 @@ fn await_bytes(end: &TcpStream, count: usize) -> Result<Vec<u8>> {
     let until = Instant::now() + Duration::from_millis(200);
     let mut read = Vec::new();
     while read.len() < count {
-        ensure!(Instant::now() < until, "{} bytes are missing", count - read.len());
+        ensure!(
+            Instant::now() < until,
+            "{} bytes are missing",
+            count - read.len()
+        );
         read.extend(drain(end)?);
     }
     Ok(read)
