@@ -1,6 +1,6 @@
 //! What is spliced is what was asked for.
 
-use shunt_tests::mesh::ISTIO_DEFAULTS;
+use shunt_tests::{bpf, deadline::wait_until, mesh::ISTIO_DEFAULTS};
 
 use super::{
     INTO_PROXY,
@@ -79,6 +79,29 @@ fn the_node_says_what_it_does_and_why() {
     );
     let trials = splice["trials"].as_array().expect("trials");
     assert!(trials.len() > 10, "{trials:?}");
+}
+
+/// Whatever ends first, and however.
+#[test]
+fn nothing_is_left_of_connections_that_have_ended() {
+    let lab = Lab::new(INTO_PROXY);
+    for application_first in [true, false] {
+        let pairs: Vec<_> = (0..20).map(|_| lab.spliced()).collect();
+        assert!(bpf::spliceable(&lab.agent().status()) >= 4 * pairs.len());
+        for pair in pairs {
+            if application_first {
+                drop(pair.application);
+            } else {
+                drop(pair.proxy);
+            }
+        }
+        wait_until("the tables to be empty", || {
+            match bpf::spliceable(&lab.agent().status()) {
+                0 => Ok(()),
+                left => Err(format!("{left} entries are left")),
+            }
+        });
+    }
 }
 
 #[test]
