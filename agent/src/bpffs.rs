@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -140,6 +140,22 @@ impl PinDir {
         }
     }
 
+    fn undo(&self) -> Result<()> {
+        // Without the lock the pins are somebody else's, and so is the directory.
+        let is_own = self.lock.is_some();
+        if is_own {
+            self.clear()?;
+        }
+        if self.mounted {
+            umount2(&self.path, MntFlags::MNT_DETACH)?;
+        }
+        let is_empty = self.kept.iter().all(|name| self.left(name).is_empty());
+        if is_own && self.is_new && is_empty {
+            fs::remove_dir(&self.path)?;
+        }
+        Ok(())
+    }
+
     fn clear(&self) -> Result<()> {
         for name in self.names {
             let pin = self.pin(name);
@@ -157,20 +173,7 @@ impl PinDir {
 
 impl Drop for PinDir {
     fn drop(&mut self) {
-        // Somebody else's pins, when the lock was not to be had.
-        if self.lock.is_none() {
-            return;
-        }
-        let cleared = self.clear().and_then(|()| {
-            if self.mounted {
-                umount2(&self.path, MntFlags::MNT_DETACH)?;
-            }
-            if self.is_new && !self.kept.iter().any(|name| !self.left(name).is_empty()) {
-                fs::remove_dir(&self.path)?;
-            }
-            Ok(())
-        });
-        if let Err(error) = cleared {
+        if let Err(error) = self.undo() {
             tracing::warn!(path = %self.path.display(), "cannot clean the bpffs up: {error:#}");
         }
     }
@@ -181,19 +184,68 @@ fn left_name(name: &str, number: impl std::fmt::Display) -> String {
     format!("LEFT_{name}_{number}")
 }
 
-fn lock(path: &Path) -> Result<Flock<File>> {
-    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_dir, errno)| {
-        if errno == Errno::EWOULDBLOCK {
-            anyhow!(
-                "another agent keeps its maps at {}; stop it first, or give this one its own \
-                 --bpffs",
-                path.display()
-            )
-        } else {
-            anyhow!(errno).context(format!("cannot lock {}", path.display()))
+/// What is at a place where maps would be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A directory on a bpffs, or the bpffs it can be made on, and no agent.
+    Mounted,
+    /// No bpffs yet.
+    Missing,
+    /// The directory of a running agent.
+    Taken,
+}
+
+/// Looks at a place where maps would be pinned, and changes nothing.
+///
+/// # Errors
+///
+/// When something else than a directory is there, or it cannot be looked at.
+pub fn look(path: &Path) -> Result<Place> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent_is_one = path
+                .parent()
+                .is_some_and(|dir| is_bpffs(dir).unwrap_or(false));
+            return Ok(if parent_is_one {
+                Place::Mounted
+            } else {
+                Place::Missing
+            });
         }
+        found => {
+            let found = found.with_context(|| format!("cannot look at {}", path.display()))?;
+            if !found.is_dir() {
+                bail!("{} is no directory", path.display());
+            }
+        }
+    }
+    if !is_bpffs(path)? {
+        return Ok(Place::Missing);
+    }
+    Ok(match try_lock(path)? {
+        Some(_given_up_at_once) => Place::Mounted,
+        None => Place::Taken,
     })
+}
+
+fn lock(path: &Path) -> Result<Flock<File>> {
+    try_lock(path)?.with_context(|| {
+        format!(
+            "another agent keeps its maps at {}; stop it first, or give this one its own \
+             --bpffs",
+            path.display()
+        )
+    })
+}
+
+/// `None` when another agent has the lock.
+fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
+    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_dir, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_dir, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {

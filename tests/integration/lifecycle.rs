@@ -1,10 +1,15 @@
 //! Agents, proxies and enrolments come and go, in any order.
 
-use std::io::{Read, Write};
+use std::{
+    io::{Read, Write},
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use shunt_tests::{
-    Agent, Node, Owner, Probe, bpf, connect_all, deadline::wait_until, mesh::ISTIO_DEFAULTS, probe,
-    probe_all,
+    Agent, Netns, Node, Owner, Probe, Responder, bpf, connect_all, deadline::wait_until,
+    mesh::ISTIO_DEFAULTS, probe, probe_all,
 };
 
 use crate::lab::{Lab, PORT};
@@ -130,6 +135,55 @@ fn other_ports_of_the_proxy_are_followed_when_enrolling_again() {
     assert_eq!(probe(lab.node.netns(), &far).outcome.to_string(), "pod:80");
 }
 
+/// No connection meets settings that are neither the old nor the new: neither
+/// where the proxy's ports change, nor where an excluded interface does. Both
+/// versions capture what is asked for here.
+#[test]
+fn settings_are_replaced_without_a_gap() {
+    const OTHER_PORTS: [&str; 12] = [
+        "-p", "15101", "-z", "15106", "-b", "*", "-i", "*", "-c", "absent0", "-o", "9",
+    ];
+    const ROUNDS: usize = 20;
+    let lab = Lab::new();
+    let _proxies = [
+        lab.proxy(),
+        Responder::start(lab.pod.netns(), Owner::PROXY, &[15101, 15106]),
+    ];
+    let agent = lab.enrolled();
+    let done = AtomicBool::new(false);
+    let redirected_to = |from: &Netns, destination: (IpAddr, u16), ports: [&str; 2]| {
+        let calls = [Probe::new(Owner::APP, destination); 16];
+        let mut asked = 0_u64;
+        while !done.load(Ordering::Relaxed) {
+            for answer in probe_all(from, &calls) {
+                let by = answer.outcome.to_string();
+                assert!(ports.contains(&by.as_str()), "{by}, after {asked} others");
+                assert_eq!(answer.greeting().destination(), destination.into());
+                asked += 1;
+            }
+        }
+        asked
+    };
+    let (pod, node) = (lab.pod.netns(), lab.node.netns());
+    thread::scope(|scope| {
+        let outbound =
+            scope.spawn(|| redirected_to(pod, (Node::OUTSIDE, PORT), ["pod:15001", "pod:15101"]));
+        let inbound =
+            scope.spawn(|| redirected_to(node, (lab.pod.ip(), PORT), ["pod:15006", "pod:15106"]));
+        for _ in 0..ROUNDS {
+            agent.enroll(pod, &OTHER_PORTS);
+            agent.enroll(pod, &ISTIO_DEFAULTS);
+        }
+        done.store(true, Ordering::Relaxed);
+        for side in [outbound, inbound] {
+            match side.join() {
+                Ok(asked) => assert!(asked > 0, "no connection was tried"),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+}
+
 #[test]
 fn unenrolling_ends_the_redirection() {
     let lab = Lab::new();
@@ -148,8 +202,7 @@ fn a_pod_that_is_not_enrolled_is_left_alone() {
     let lab = Lab::new();
     let _proxy = lab.proxy();
     let neighbour = lab.node.pod("neighbour");
-    let _proxy_of_neighbour =
-        shunt_tests::Responder::start(neighbour.netns(), Owner::PROXY, &[15001, 15006]);
+    let _proxy_of_neighbour = Responder::start(neighbour.netns(), Owner::PROXY, &[15001, 15006]);
     let agent = lab.agent();
     agent.enroll(neighbour.netns(), &ISTIO_DEFAULTS);
     lab.assert_direct();

@@ -17,9 +17,10 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{self, Datapath, Events, MapLimit, SpliceStatus},
-    network::Watch,
+    datapath::{Datapath, Events, MapLimit, SpliceStatus},
+    network::{Changes, Watch},
     node::NodeHandle,
+    preflight,
     settings::Splice,
 };
 
@@ -75,7 +76,7 @@ impl Run {
     async fn serve(&self, socket: &Path) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        datapath::check()?;
+        preflight::required()?;
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {
@@ -85,11 +86,12 @@ impl Run {
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
         log_splicing(datapath.splice_status());
         let events = datapath.events()?;
-        let splice_requests = datapath.splice_requests()?;
+        let requests = Requests::of(events)?;
+        let splice_requests = Requests::of(datapath.splice_requests()?)?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
-        let listener_watch = tokio::spawn(answer_events(events, node.clone()));
-        let splice_watch = tokio::spawn(splice(splice_requests, node.clone()));
+        let listener_watch = tokio::spawn(requests.answer(node.clone()));
+        let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         tokio::select! {
@@ -120,22 +122,51 @@ fn raise_descriptor_limit() -> Result<()> {
 /// who calls a pod without a proxy must not keep the agent busy.
 const SCAN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Has listeners looked for whenever a program missed them.
-async fn answer_events(mut events: Events, node: NodeHandle) {
-    let descriptor = match wait_on(&events) {
-        Ok(descriptor) => descriptor,
-        Err(error) => {
-            tracing::error!("restarted proxies may be missed: {error:#}");
-            return;
+/// What the programs ask of the agent.
+struct Requests {
+    events: Events,
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+impl Requests {
+    fn of(events: Events) -> Result<Self> {
+        let descriptor = events
+            .as_fd()
+            .try_clone_to_owned()
+            .context("cannot duplicate the ring buffer's descriptor")?;
+        // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
+        let descriptor = unsafe { AsyncFd::register(descriptor) }
+            .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))?;
+        Ok(Self { events, descriptor })
+    }
+
+    /// Has listeners looked for whenever a program missed them.
+    async fn answer(mut self, node: NodeHandle) {
+        // It fails only when the runtime ends.
+        while let Ok(mut ready) = self.descriptor.readable().await {
+            ready.clear_ready();
+            let pods = self.events.drain();
+            if !pods.is_empty() {
+                node.find_listeners(pods).await;
+                // Each connection that misses a listener asks again.
+                tokio::time::sleep(SCAN_PAUSE).await;
+            }
         }
-    };
-    while let Ok(mut ready) = descriptor.readable().await {
-        ready.clear_ready();
-        let pods = events.drain();
-        if !pods.is_empty() {
-            node.find_listeners(pods).await;
-            // Each connection that misses a listener asks again.
-            tokio::time::sleep(SCAN_PAUSE).await;
+    }
+
+    /// Has connections spliced whenever a program asks for some.
+    async fn splice(mut self, node: NodeHandle) {
+        // As above.
+        while let Ok(mut ready) = self.descriptor.readable().await {
+            ready.clear_ready();
+            if self.events.drain().is_empty() {
+                continue;
+            }
+            let took = node.splice().await.unwrap_or_else(|error| {
+                tracing::warn!("cannot splice connections: {error:#}");
+                Duration::ZERO
+            });
+            tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
         }
     }
 }
@@ -147,31 +178,6 @@ const SPLICE_PAUSE: Duration = Duration::from_millis(10);
 /// very many files are open on the node, finding sockets among them must not keep
 /// the agent busy.
 const SPLICE_REST: u32 = 30;
-
-/// Has connections spliced whenever a program asks for some.
-async fn splice(mut requests: Events, node: NodeHandle) {
-    let descriptor = match wait_on(&requests) {
-        Ok(descriptor) => descriptor,
-        Err(error) => {
-            tracing::error!("no connection will be spliced: {error:#}");
-            return;
-        }
-    };
-    while let Ok(mut ready) = descriptor.readable().await {
-        ready.clear_ready();
-        if requests.drain().is_empty() {
-            continue;
-        }
-        let took = match node.splice().await {
-            Ok(took) => took,
-            Err(error) => {
-                tracing::warn!("cannot splice connections: {error:#}");
-                Duration::ZERO
-            }
-        };
-        tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
-    }
-}
 
 /// Says how splicing is set, and what of this kernel speaks against more.
 fn log_splicing(splice: &SpliceStatus) {
@@ -192,27 +198,32 @@ fn log_splicing(splice: &SpliceStatus) {
     );
 }
 
+/// How long the agent waits before it listens anew to what it cannot hear.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+
 /// Has the pods' networks looked at whenever they change.
 async fn follow_networks(mut networks: Watch, node: NodeHandle) {
     loop {
         match networks.changes().await {
             Ok(changes) => node.follow_networks(changes).await,
             Err(error) => {
-                tracing::error!("changes of the pods' networks are missed from now on: {error:#}");
-                return;
+                tracing::error!("changes of the pods' networks were missed: {error:#}");
+                networks = reopened().await;
+                node.follow_networks(Changes::missed()).await;
             }
         }
     }
 }
 
-fn wait_on(events: &Events) -> Result<AsyncFd<OwnedFd>> {
-    let descriptor = events
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot duplicate the ring buffer's descriptor")?;
-    // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
-    unsafe { AsyncFd::register(descriptor) }
-        .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))
+/// A new watch, as soon as there can be one.
+async fn reopened() -> Watch {
+    loop {
+        tokio::time::sleep(REOPEN_PAUSE).await;
+        match Watch::open() {
+            Ok(watch) => return watch,
+            Err(error) => tracing::error!("{error:#}"),
+        }
+    }
 }
 
 /// The line that says that the agent is up: whoever started it may wait for it.

@@ -1,5 +1,6 @@
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::{
         fs::{FileTypeExt as _, PermissionsExt as _},
         net::UnixStream as StdStream,
@@ -9,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
+use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
@@ -38,6 +40,7 @@ impl Server {
             fs::create_dir_all(dir)
                 .with_context(|| format!("cannot make the directory {}", dir.display()))?;
         }
+        let _turn = wait_for_turn(path)?;
         if StdStream::connect(path).is_ok() {
             bail!(
                 "another agent serves at {shown}; stop it first, or give this one \
@@ -87,6 +90,20 @@ impl Drop for Server {
             tracing::warn!("{error:#}");
         }
     }
+}
+
+/// Keeps other agents from binding beside this one while it is held: each would
+/// remove the socket that the other has just made.
+fn wait_for_turn(path: &Path) -> Result<Flock<File>> {
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let opened =
+        File::open(dir).with_context(|| format!("cannot open the directory {}", dir.display()))?;
+    Flock::lock(opened, FlockArg::LockExclusive)
+        .map_err(|(_dir, errno)| errno)
+        .with_context(|| format!("cannot lock the directory {}", dir.display()))
 }
 
 /// Removes a socket that nobody serves, and nothing else.

@@ -1,9 +1,11 @@
 //! The programs and maps in the kernel: the only part that talks to aya.
 
+mod features;
 mod forward;
+mod neighbours;
 mod offsets;
 mod pods;
-mod preflight;
+mod readers;
 mod splice;
 
 use std::{
@@ -22,13 +24,19 @@ use aya::{
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
-use self::{offsets::KernelTypes, splice::Splicing};
 pub use self::{
+    features::features,
+    neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
-    preflight::check,
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use crate::{bpffs::PinDir, netns::Netns, network::Topology, settings::Splice};
+use self::{offsets::KernelTypes, splice::Splicing};
+use crate::{
+    bpffs::PinDir,
+    netns::Netns,
+    network::{self, MarkedInterfaces},
+    settings::Splice,
+};
 
 /// The programs of the node.
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-node"));
@@ -121,6 +129,15 @@ impl FromStr for MapLimit {
             .with_context(|| format!("{entries:?} is no number of entries"))?;
         Ok(Self { map, entries })
     }
+}
+
+/// Whether the kernel says where the fields are that the programs read.
+///
+/// # Errors
+///
+/// With the first that is missing.
+pub fn offsets_are_known() -> Result<()> {
+    offsets::of_kernel(&KernelTypes::read()?).map(drop)
 }
 
 /// The loaded programs of the node. Dropping it detaches them.
@@ -340,8 +357,8 @@ impl Datapath {
     }
 
     /// Attaches copies of the forwarding programs to the interfaces of a
-    /// namespace that its topology says are virtual, and detaches them from those
-    /// that are not any more.
+    /// namespace that are virtual, and detaches them from those that are not any
+    /// more.
     ///
     /// # Errors
     ///
@@ -350,9 +367,9 @@ impl Datapath {
         &mut self,
         netns: &Netns,
         pod: &mut PodProgram,
-        topology: &Topology,
+        interfaces: &MarkedInterfaces,
     ) -> Result<()> {
-        let wanted = topology.virtual_interfaces();
+        let wanted = network::virtual_ones(interfaces);
         if pod.forwarding.lacks(&wanted) {
             let mut object = self.pod_object(pod.cookie)?;
             pod.forwarding.attach(&mut object, netns, &wanted)?;

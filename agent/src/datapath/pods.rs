@@ -11,14 +11,16 @@ use aya::{
     },
     util::nr_cpus,
 };
+use ipnet::IpNet;
 use shunt_abi::{
     CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey,
     NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
 };
 use shunt_decide::Rule;
 
+use super::readers::Readers;
 use crate::{
-    network::{Topology, route_key},
+    network::{MarkedInterfaces, RouteTable, route_key},
     settings::Compiled,
 };
 
@@ -30,6 +32,7 @@ pub struct Pods {
     routes: LpmTrie<MapData, RouteKey, Route>,
     interfaces: HashMap<MapData, InterfaceKey, Interface>,
     counters: PerCpuHashMap<MapData, NetnsCookie, Counters>,
+    readers: Readers,
 }
 
 /// What the programs counted for a pod: names of rules and of errors, with how
@@ -70,6 +73,7 @@ impl Pods {
             routes: LpmTrie::try_from(take("ROUTES")?)?,
             interfaces: HashMap::try_from(take("INTERFACES")?)?,
             counters: PerCpuHashMap::try_from(take("COUNTERS")?)?,
+            readers: Readers::default(),
         })
     }
 
@@ -79,15 +83,23 @@ impl Pods {
     ///
     /// When the map is full.
     pub fn put_in_force(&mut self, pod: NetnsCookie, settings: &PodSettings) -> Result<()> {
-        self.settings
-            .insert(pod, settings, 0)
-            .context("no room for another pod; more than 4096 are enrolled")
+        self.readers.wait();
+        if self.settings.get(&pod, 0).is_ok() {
+            self.readers.may_hold_freed();
+        }
+        self.settings.insert(pod, settings, 0).with_context(|| {
+            format!(
+                "no room for another pod: {} are enrolled already",
+                self.settings.keys().count()
+            )
+        })
     }
 
     /// Ends the redirection of a pod.
     pub fn take_out_of_force(&mut self, pod: NetnsCookie) {
         // It fails only when there is none.
         let _ = self.settings.remove(&pod);
+        self.readers.may_hold_freed();
     }
 
     /// Writes the lists of a version of settings.
@@ -119,60 +131,54 @@ impl Pods {
         }
     }
 
-    /// Replaces what is known of a pod's network; `old` is what was written
+    /// Replaces the routes of a pod; `old` is what was written before.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full. Then the old are there as before.
+    pub fn write_routes(
+        &mut self,
+        pod: NetnsCookie,
+        old: &RouteTable,
+        new: &RouteTable,
+    ) -> Result<()> {
+        replace(&mut Routes { map: self, pod }, old, new)
+    }
+
+    /// Removes the routes of a pod.
+    pub fn remove_routes(&mut self, pod: NetnsCookie, routes: &RouteTable) {
+        remove_missing(&mut Routes { map: self, pod }, routes, &RouteTable::new());
+    }
+
+    /// Replaces the interfaces of a version of settings; `old` is what was written
     /// before.
     ///
     /// # Errors
     ///
-    /// When a map is full. Then the old is there as before.
-    pub fn write_topology(
+    /// When the map is full. Then the old are there as before.
+    pub fn write_interfaces(
         &mut self,
-        pod: NetnsCookie,
-        old: &Topology,
-        new: &Topology,
+        list_set: u32,
+        old: &MarkedInterfaces,
+        new: &MarkedInterfaces,
     ) -> Result<()> {
-        let written = self.write_changed(pod, old, new);
-        match written {
-            Ok(()) => self.remove_missing(pod, old, new),
-            Err(_) => {
-                // First the removal: it makes the room that the old needs.
-                self.remove_missing(pod, new, old);
-                let _ = self.write_changed(pod, new, old);
-            }
-        }
-        written
+        replace(
+            &mut Interfaces {
+                map: self,
+                list_set,
+            },
+            old,
+            new,
+        )
     }
 
-    /// Removes what is known of a pod's network.
-    pub fn remove_topology(&mut self, pod: NetnsCookie, old: &Topology) {
-        self.remove_missing(pod, old, &Topology::default());
-    }
-
-    /// Writes what `new` has that `old` has not, or has otherwise.
-    fn write_changed(&mut self, pod: NetnsCookie, old: &Topology, new: &Topology) -> Result<()> {
-        for (index, interface) in changed(&old.interfaces, &new.interfaces) {
-            self.interfaces
-                .insert(InterfaceKey::new(pod, *index), interface, 0)
-                .context("no room for the interfaces of another pod")?;
-        }
-        for (prefix, route) in changed(&old.routes, &new.routes) {
-            let (bits, key) = route_key(pod, prefix);
-            self.routes
-                .insert(&Key::new(bits, key), route, 0)
-                .context("no room for the routes of another pod")?;
-        }
-        Ok(())
-    }
-
-    /// Removes what `old` has that `new` has not.
-    fn remove_missing(&mut self, pod: NetnsCookie, old: &Topology, new: &Topology) {
-        for prefix in missing(&old.routes, &new.routes) {
-            let (bits, key) = route_key(pod, prefix);
-            let _ = self.routes.remove(&Key::new(bits, key));
-        }
-        for index in missing(&old.interfaces, &new.interfaces) {
-            let _ = self.interfaces.remove(&InterfaceKey::new(pod, *index));
-        }
+    /// Removes the interfaces of a version that is no longer in force.
+    pub fn remove_interfaces(&mut self, list_set: u32, interfaces: &MarkedInterfaces) {
+        let mut table = Interfaces {
+            map: self,
+            list_set,
+        };
+        remove_missing(&mut table, interfaces, &MarkedInterfaces::new());
     }
 
     /// Makes room for the counters of a pod, unless it has them.
@@ -206,6 +212,91 @@ impl Pods {
         };
         report(&sum(slots.iter()))
     }
+}
+
+/// The part of a map that belongs to one pod.
+trait Table<K, V> {
+    fn insert(&mut self, key: &K, value: &V) -> Result<()>;
+    fn remove(&mut self, key: &K);
+}
+
+struct Routes<'a> {
+    map: &'a mut Pods,
+    pod: NetnsCookie,
+}
+
+impl Table<IpNet, Route> for Routes<'_> {
+    fn insert(&mut self, prefix: &IpNet, route: &Route) -> Result<()> {
+        let (bits, key) = route_key(self.pod, prefix);
+        self.map
+            .routes
+            .insert(&Key::new(bits, key), route, 0)
+            .context("no room for the routes of another pod")
+    }
+
+    fn remove(&mut self, prefix: &IpNet) {
+        let (bits, key) = route_key(self.pod, prefix);
+        let _ = self.map.routes.remove(&Key::new(bits, key));
+    }
+}
+
+struct Interfaces<'a> {
+    map: &'a mut Pods,
+    list_set: u32,
+}
+
+impl Table<u32, Interface> for Interfaces<'_> {
+    fn insert(&mut self, index: &u32, interface: &Interface) -> Result<()> {
+        let key = InterfaceKey::new(self.list_set, *index);
+        self.map.readers.wait();
+        self.map
+            .interfaces
+            .insert(key, interface, 0)
+            .context("no room for the interfaces of another pod")?;
+        self.map.readers.may_hold_freed();
+        Ok(())
+    }
+
+    fn remove(&mut self, index: &u32) {
+        let key = InterfaceKey::new(self.list_set, *index);
+        let _ = self.map.interfaces.remove(&key);
+        self.map.readers.may_hold_freed();
+    }
+}
+
+/// Writes what `new` has that `old` has not, or has otherwise, and removes the
+/// rest of `old`. When there is no room, it is all as before.
+fn replace<K: Ord, V: PartialEq>(
+    table: &mut impl Table<K, V>,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> Result<()> {
+    let written = write_changed(table, old, new);
+    match written {
+        Ok(()) => remove_missing(table, old, new),
+        Err(_) => {
+            // First the removal: it makes the room that the old needs.
+            remove_missing(table, new, old);
+            let _ = write_changed(table, new, old);
+        }
+    }
+    written
+}
+
+fn write_changed<K: Ord, V: PartialEq>(
+    table: &mut impl Table<K, V>,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> Result<()> {
+    changed(old, new).try_for_each(|(key, value)| table.insert(key, value))
+}
+
+fn remove_missing<K: Ord, V>(
+    table: &mut impl Table<K, V>,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) {
+    missing(old, new).for_each(|key| table.remove(key));
 }
 
 /// The entries of `new` that `old` has not, or has otherwise.

@@ -1,6 +1,6 @@
 //! The interfaces of a namespace, and which of them the settings name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
@@ -91,12 +91,25 @@ pub(super) fn own_addresses(messages: &[AddressMessage]) -> BTreeMap<u32, OwnAdd
     own
 }
 
-/// What the programs have to know of the interfaces that the settings name.
+/// What the programs have to know of the interfaces that the settings name, by
+/// index: the entries of the map `INTERFACES`.
+pub type MarkedInterfaces = BTreeMap<u32, Interface>;
+
+/// The indices of those that lead to virtual machines.
+pub fn virtual_ones(interfaces: &MarkedInterfaces) -> BTreeSet<u32> {
+    interfaces
+        .iter()
+        .filter(|(_, interface)| interface.flags & INTERFACE_VIRTUAL != 0)
+        .map(|(index, _)| *index)
+        .collect()
+}
+
+/// Finds the interfaces that the settings name.
 pub(super) fn marks(
     interfaces: &BTreeMap<u32, Link>,
     own: &BTreeMap<u32, OwnAddresses>,
     settings: &Settings,
-) -> BTreeMap<u32, Interface> {
+) -> MarkedInterfaces {
     let bit = |set: bool, bit| if set { bit } else { 0 };
     interfaces
         .iter()

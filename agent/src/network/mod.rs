@@ -2,7 +2,8 @@
 //! current.
 //!
 //! [`Network::read`] takes a snapshot of routes, addresses and interfaces;
-//! [`Topology`] is what of it the programs look up. [`Watch`] tells when a
+//! its routes, and the interfaces that the settings name ([`MarkedInterfaces`]), are
+//! what the programs look up. [`Watch`] tells when a
 //! namespace has changed or is gone, by the id ([`Nsid`]) that [`Nsids`] gave it.
 //! Nothing here keeps a namespace alive for longer than a snapshot takes.
 
@@ -12,18 +13,15 @@ mod nsid;
 mod routes;
 mod watch;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use netlink_packet_route::address::AddressMessage;
 use rtnetlink::Handle;
-use shunt_abi::{Addr, Hairpin, INTERFACE_VIRTUAL, Interface};
+use shunt_abi::{Addr, Hairpin};
 
 pub use self::{
-    interfaces::{Link, OwnAddresses},
+    interfaces::{Link, MarkedInterfaces, OwnAddresses, virtual_ones},
     nsid::{Nsid, Nsids},
     routes::{RouteTable, route_key},
     watch::{Changes, Watch},
@@ -91,32 +89,9 @@ impl Network {
         Families::of(&self.addresses, settings.dual_stack)
     }
 
-    /// What the programs look up, under these settings.
-    pub fn topology(&self, settings: &Settings) -> Topology {
-        Topology {
-            routes: self.routes.clone(),
-            interfaces: interfaces::marks(&self.interfaces, &self.own_addresses, settings),
-        }
-    }
-}
-
-/// What of a network the maps hold for the programs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Topology {
-    /// The entries of the trie `ROUTES`.
-    pub routes: RouteTable,
-    /// The entries of the map `INTERFACES`, by index.
-    pub interfaces: BTreeMap<u32, Interface>,
-}
-
-impl Topology {
-    /// The indices of the interfaces that lead to virtual machines.
-    pub fn virtual_interfaces(&self) -> BTreeSet<u32> {
-        self.interfaces
-            .iter()
-            .filter(|(_, interface)| interface.flags & INTERFACE_VIRTUAL != 0)
-            .map(|(index, _)| *index)
-            .collect()
+    /// The interfaces that these settings name.
+    pub fn marked(&self, settings: &Settings) -> MarkedInterfaces {
+        interfaces::marks(&self.interfaces, &self.own_addresses, settings)
     }
 }
 
@@ -131,7 +106,7 @@ where
     // which it is opened.
     netns.within(|| {
         tokio::runtime::Builder::new_current_thread()
-            .enable_io()
+            .enable_all()
             .build()
             .context("cannot start a runtime")?
             .block_on(async {

@@ -160,6 +160,14 @@ fn sender(mut ancillary: impl Iterator<Item = ControlMessageOwned>) -> Option<Ns
 }
 
 impl Changes {
+    /// Whatever may have happened.
+    pub fn missed() -> Self {
+        Self {
+            missed: true,
+            ..Self::default()
+        }
+    }
+
     /// Whether something may have happened to the namespace of this id.
     pub fn concern(&self, id: Nsid) -> bool {
         self.missed || self.changed.contains(&id) || self.gone.contains(&id)

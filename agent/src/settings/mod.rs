@@ -11,6 +11,7 @@
 //! where the setting was written, and which item of it is wrong. A list is
 //! comma separated; blanks around an item and empty items are ignored.
 
+mod annotations;
 mod compile;
 mod error;
 mod field;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::Hairpin;
 
 pub use self::{
+    annotations::annotations,
     compile::{Compiled, Enrolment, Families, compile},
     error::{Problem, SettingsError},
     field::Field,

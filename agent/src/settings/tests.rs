@@ -594,7 +594,7 @@ fn settings_from_json_hold_no_more_owners_than_fit() {
 }
 
 /// Text that is nearly a setting, and text that is nothing like one.
-fn text() -> impl Strategy<Value = String> {
+pub(crate) fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         "[-*+0-9a-f.,:/ ]{0,40}",
         "(\\*|,|-|[0-9]{1,6}|(10|127)\\.0\\.0\\.[0-9]{1,3}|/[0-9]{1,3}|::[0-9a-f]{1,5}){0,8}",

@@ -29,6 +29,10 @@ pub struct PodSettings {
     pub tunnel_port: u16,
     /// Where the proxy answers DNS, host byte order.
     pub dns_port: u16,
+    /// Other ports of the proxy, host byte order, 0 for none: those of the
+    /// settings that these replace, or that will replace these. Its listeners
+    /// there are known, and connections to them under way are followed.
+    pub other_ports: [u16; 4],
     /// A [`Hairpin`] code.
     pub hairpin: u32,
     /// A [`SpliceMode`] code.
@@ -63,6 +67,7 @@ impl PodSettings {
             inbound_port: 0,
             tunnel_port: 0,
             dns_port: 0,
+            other_ports: [0; 4],
             hairpin: Hairpin::Spared as u32,
             splice: SpliceMode::Off as u32,
             loopback4: u32::from_ne_bytes([127, 0, 0, 1]),
@@ -85,10 +90,29 @@ impl PodSettings {
     /// Whether the proxy takes redirected connections on `port` (host byte
     /// order).
     #[inline(always)]
-    pub const fn is_proxy_port(&self, port: u16) -> bool {
-        port == self.outbound_port
-            || port == self.inbound_port
-            || (self.has(flags::DNS) && port == self.dns_port)
+    pub fn is_proxy_port(&self, port: u16) -> bool {
+        port != 0 && (self.proxy_ports().contains(&port) || self.other_ports.contains(&port))
+    }
+
+    /// The ports on which the proxy takes what these settings redirect, host
+    /// byte order; 0 for none. The last is spare, and keeps the layout even.
+    #[inline(always)]
+    pub const fn proxy_ports(&self) -> [u16; 4] {
+        let dns = if self.has(flags::DNS) {
+            self.dns_port
+        } else {
+            0
+        };
+        [self.outbound_port, self.inbound_port, dns, 0]
+    }
+
+    /// The same settings, with the ports of `others` known as well.
+    #[must_use]
+    pub const fn with_ports_of(&self, others: &Self) -> Self {
+        Self {
+            other_ports: others.proxy_ports(),
+            ..*self
+        }
     }
 }
 

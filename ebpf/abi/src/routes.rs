@@ -46,27 +46,23 @@ pub const ROUTE_LOCAL: u32 = 1 << 0;
 /// The routing table says that nothing can be reached there.
 pub const ROUTE_UNREACHABLE: u32 = 1 << 1;
 
-/// Key of the map `INTERFACES`.
+/// Key of the map `INTERFACES`: a version of a pod's settings, which names some of
+/// its interfaces, and one of those.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct InterfaceKey {
-    /// The network namespace that has the interface.
-    pub cookie: NetnsCookie,
-    /// Its index there.
+    /// The number of the version,
+    /// [`PodSettings::list_set`](crate::PodSettings::list_set).
+    pub list_set: u32,
+    /// The index of the interface in the pod's namespace.
     pub ifindex: u32,
-    /// Always 0.
-    pub pad: u32,
 }
 
 impl InterfaceKey {
     /// The key of an interface.
     #[inline(always)]
-    pub const fn new(cookie: NetnsCookie, ifindex: u32) -> Self {
-        Self {
-            cookie,
-            ifindex,
-            pad: 0,
-        }
+    pub const fn new(list_set: u32, ifindex: u32) -> Self {
+        Self { list_set, ifindex }
     }
 }
 

@@ -50,10 +50,10 @@ const _: () = {
     assert!(size_of::<Event>() == 16);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Interface>() == 40);
-    assert!(size_of::<InterfaceKey>() == 16);
+    assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<KernelOffsets>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
-    assert!(size_of::<PodSettings>() == 4 * (4 + 7 + 16 + 16 + 64));
+    assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 7 + 16 + 16 + 64));
     assert!(size_of::<PortChunk>() == 512);
     assert!(size_of::<PortChunkKey>() == 8);
     assert!(size_of::<Route>() == 24);

@@ -28,7 +28,7 @@ pub fn decide(
         counters::failed(netns, ErrorCode::OwnerUnknown);
         (NO_OWNER, NO_OWNER)
     });
-    let interface = lists::interface(netns, settings, path.ifindex);
+    let interface = lists::interface(settings, path.ifindex);
     let facts = kernel::forget(Outbound {
         protocol,
         source: path.source,

@@ -49,7 +49,7 @@ pub fn visited(socket: Socket) {
     let Some(found) = kernel::tcp_socket(socket) else {
         return;
     };
-    if found.state != TCP_LISTEN || ORIGINAL_DST.get(socket).is_some() {
+    if found.state != TCP_LISTEN {
         return;
     }
     let listener = Listener {
@@ -57,7 +57,7 @@ pub fn visited(socket: Socket) {
         local: Endpoint::new(found.addr, found.port),
         family: u32::from(found.family),
     };
-    listener.remember(socket, |key| {
+    let add = |key: &mut ListenerKey| {
         // SAFETY: a key of this map; the iterator holds the socket, and the
         // value of a socket map is the socket itself.
         unsafe {
@@ -68,7 +68,12 @@ pub fn visited(socket: Socket) {
                 u64::from(BPF_NOEXIST),
             )
         }
-    });
+    };
+    if ORIGINAL_DST.get(socket).is_none() {
+        listener.remember(socket, add);
+    } else {
+        listener.move_up(add);
+    }
 }
 
 /// A socket that listens.
@@ -90,13 +95,33 @@ impl Listener {
         }
     }
 
+    /// The key under which it stands in a slot.
+    #[inline(always)]
+    const fn key(&self, slot: u8) -> ListenerKey {
+        ListenerKey::new(self.netns, self.local.port, self.kind(), slot)
+    }
+
+    #[inline(always)]
+    fn is_proxys(&self) -> bool {
+        pods::settings(self.netns).is_some_and(|settings| settings.is_proxy_port(self.local.port))
+    }
+
+    /// Has a listener that is in some slot take the first as well, if that is
+    /// empty: `sk_lookup` finds it there at once, and asks for no more.
+    #[inline(always)]
+    fn move_up(&self, add: impl Fn(&mut ListenerKey) -> i64) {
+        if self.is_proxys() {
+            let _ = add(&mut self.key(0));
+        }
+    }
+
     /// Marks the listener, so that the sockets accepted from it know whose they
     /// are, and adds it where `sk_lookup` finds it. The mark also says that it
     /// has been added: one that found no slot stays without.
     #[inline(always)]
     fn remember(&self, socket: Socket, add: impl Fn(&mut ListenerKey) -> i64) {
         let (netns, port) = (self.netns, self.local.port);
-        if !pods::settings(netns).is_some_and(|settings| settings.is_proxy_port(port)) {
+        if !self.is_proxys() {
             return;
         }
         let mark = Endpoint::new(Addr::default(), port);
@@ -115,8 +140,7 @@ impl Listener {
 #[inline(always)]
 fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) -> bool {
     for slot in 0..LISTENER_SLOTS {
-        let mut key = ListenerKey::new(listener.netns, listener.local.port, listener.kind(), slot);
-        match add(&mut key) {
+        match add(&mut listener.key(slot)) {
             0 => return true,
             TAKEN => {}
             _ => {

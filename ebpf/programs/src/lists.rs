@@ -52,19 +52,19 @@ pub fn route(netns: NetnsCookie, to: &Addr) -> Option<Route> {
 
 /// What the pod's settings say of an interface, as `INTERFACE_…` bits.
 #[inline(always)]
-pub fn interface(netns: NetnsCookie, settings: &PodSettings, ifindex: u32) -> u32 {
+pub fn interface(settings: &PodSettings, ifindex: u32) -> u32 {
     if !settings.has(flags::INTERFACES) {
         return 0;
     }
-    marked_interface(netns, ifindex).map_or(0, |interface| interface.flags)
+    marked_interface(settings, ifindex).map_or(0, |interface| interface.flags)
 }
 
 /// An interface that the pod's settings speak of.
 #[inline(always)]
-pub fn marked_interface<'a>(netns: NetnsCookie, ifindex: u32) -> Option<&'a Interface> {
-    let key = InterfaceKey::new(netns, ifindex);
-    // SAFETY: the agent replaces an element as a whole, by another one, and an
-    // element stays for as long as the program that looked it up runs.
+pub fn marked_interface<'a>(settings: &PodSettings, ifindex: u32) -> Option<&'a Interface> {
+    let key = InterfaceKey::new(settings.list_set, ifindex);
+    // SAFETY: the agent replaces an element as a whole, by another one, and gives
+    // the old one to nobody else while a program runs that may have looked it up.
     unsafe { INTERFACES.get(key) }
 }
 

@@ -49,7 +49,7 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     if from_self && is_redirected(netns, settings, &remote, &local) {
         return assign(arrival, netns, local.port, &INSIDE);
     }
-    let interface = lists::interface(netns, settings, arrival.ifindex());
+    let interface = lists::interface(settings, arrival.ifindex());
     let facts = Inbound {
         destination: local.addr,
         port: local.port,

@@ -21,9 +21,8 @@ pub fn here() -> NetnsCookie {
 /// none of our business.
 #[inline(always)]
 pub fn settings<'a>(netns: NetnsCookie) -> Option<&'a PodSettings> {
-    // SAFETY: the element is memory of the map for as long as the program runs,
-    // and any bits are settings. The agent replaces settings as a whole, by
-    // another element; the kernel may give the old one to another pod while a
-    // program that looked it up just before still runs.
+    // SAFETY: the element is memory of the map, and any bits are settings. The
+    // agent replaces settings as a whole, by another element, and writes no other
+    // before every program has ended that may have looked the old one up.
     unsafe { PODS.get(netns) }
 }

@@ -23,7 +23,7 @@ fn read_unevenly(end: &TcpStream, count: usize, seed: u64, progress: &AtomicUsiz
     let mut read = Vec::new();
     while read.len() < count {
         progress.store(read.len(), Ordering::Release);
-        if random.next() % 16 == 0 {
+        if random.next().is_multiple_of(16) {
             thread::yield_now();
         }
         let more = random.length(1 << 20).min(count - read.len());
@@ -41,7 +41,7 @@ fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsi
         let piece = random.length(1 << 20).min(bytes.len() - sent);
         send(end, &bytes[sent..sent + piece]);
         sent += piece;
-        if random.next() % 16 == 0 {
+        if random.next().is_multiple_of(16) {
             wait_until("the reader to catch up", || {
                 let read = progress.load(Ordering::Acquire);
                 (read == sent)

@@ -1,0 +1,135 @@
+//! The pods' networks and listeners change after the enrolment.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use shunt_abi::NetnsCookie;
+
+use super::Node;
+use crate::{
+    netns::Netns,
+    network::{Changes, Network},
+};
+
+impl Node {
+    /// Looks at the pods of which something has changed, and forgets those that
+    /// are gone.
+    pub(super) fn follow_networks(&mut self, changes: &Changes) {
+        let concerned: Vec<NetnsCookie> = self
+            .enrolled
+            .iter()
+            .filter(|(_, pod)| changes.concern(pod.nsid))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for cookie in concerned {
+            self.follow_network(cookie, changes);
+        }
+    }
+
+    /// Looks again at a pod that could not be looked at. Meanwhile it may have
+    /// gone, like any of which something was missed.
+    pub(super) fn look_again(&mut self, cookie: NetnsCookie) {
+        if let Some(pod) = self.enrolled.get_mut(&cookie) {
+            pod.looks_again = false;
+            self.follow_network(cookie, &Changes::missed());
+        }
+    }
+
+    /// Brings what is known of a pod's network up to date.
+    fn follow_network(&mut self, cookie: NetnsCookie, changes: &Changes) {
+        let Some(pod) = self.enrolled.get(&cookie) else {
+            return;
+        };
+        let (path, nsid) = (pod.path.clone(), pod.nsid);
+        let netns = match same_netns(&path, cookie) {
+            Ok(netns) => netns,
+            // Not there any more, and the kernel says that it has lost its id.
+            Err(_) if changes.gone.contains(&nsid) => return self.forget_gone(cookie),
+            Err(_) if changes.missed && matches!(self.nsids.exists(nsid), Ok(false)) => {
+                return self.forget_gone(cookie);
+            }
+            Err(error) => return self.keep_former(cookie, &error),
+        };
+        if let Err(error) = self.refresh(cookie, &netns) {
+            self.keep_former(cookie, &error);
+        }
+    }
+
+    /// Writes what has changed of a pod's network since it was last looked at.
+    fn refresh(&mut self, cookie: NetnsCookie, netns: &Netns) -> Result<()> {
+        let Some(pod) = self.enrolled.get_mut(&cookie) else {
+            return Ok(());
+        };
+        let network = Network::read_with_proxy_source(netns, &pod.settings)?;
+        let interfaces = network.marked(&pod.settings);
+        if network.routes != pod.routes {
+            self.pods
+                .write_routes(cookie, &pod.routes, &network.routes)?;
+            pod.routes.clone_from(&network.routes);
+            tracing::debug!(netns = %pod.path.display(), cookie, "the routes have changed");
+        }
+        let version = &mut pod.version;
+        if interfaces != version.interfaces {
+            let list_set = version.compiled.pod.list_set;
+            self.pods
+                .write_interfaces(list_set, &version.interfaces, &interfaces)?;
+            version.interfaces = interfaces;
+            tracing::debug!(netns = %pod.path.display(), cookie, "the interfaces have changed");
+        }
+        self.datapath
+            .follow_interfaces(netns, &mut pod.program, &version.interfaces)?;
+        let settings = version
+            .compiled
+            .with_families(network.families(&pod.settings));
+        if settings != version.compiled.pod {
+            self.pods.put_in_force(cookie, &settings)?;
+            version.compiled.pod = settings;
+        }
+        pod.complained = false;
+        Ok(())
+    }
+
+    /// What was known of a pod's network stays in force: a connection to an
+    /// address that is new is redirected as if it were another pod's. Says so
+    /// once, and looks again after a while.
+    fn keep_former(&mut self, cookie: NetnsCookie, why: &anyhow::Error) {
+        let Some(pod) = self.enrolled.get_mut(&cookie) else {
+            return;
+        };
+        if !pod.complained {
+            pod.complained = true;
+            tracing::warn!(
+                cookie,
+                "cannot follow a change of the network, goes by what was known before, \
+                 and tries again every second: {why:#}"
+            );
+        }
+        if !pod.looks_again {
+            pod.looks_again = true;
+            self.timer.look_again(cookie);
+        }
+    }
+
+    /// Looks for listeners where programs missed them.
+    pub(super) fn find_listeners(&mut self, pods: &[NetnsCookie]) {
+        for cookie in pods {
+            let Some(path) = self.enrolled.get(cookie).map(|pod| pod.path.clone()) else {
+                continue;
+            };
+            let found =
+                same_netns(&path, *cookie).and_then(|netns| self.datapath.scan_listeners(&netns));
+            if let Err(error) = found {
+                tracing::warn!(cookie, "cannot look for listeners: {error:#}");
+            }
+        }
+    }
+}
+
+/// Opens the namespace at `path`, if it is still that with this cookie.
+fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
+    let netns = Netns::open(path)?;
+    if netns.cookie() != cookie {
+        bail!("another namespace is at {} now", path.display());
+    }
+    Ok(netns)
+}

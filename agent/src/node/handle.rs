@@ -1,0 +1,157 @@
+//! The way to the thread that owns the node.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow};
+use shunt_abi::NetnsCookie;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use super::{EnrolRequest, Node, Status, Version};
+use crate::{datapath::Datapath, network::Changes};
+
+/// How long a version of settings that is no longer in force stays in the maps: a
+/// program that read the settings just before still looks into its lists, and runs
+/// for microseconds.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long after a failure a pod's network is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A request to the thread, with where to answer.
+pub(super) enum Command {
+    Enrol(Box<EnrolRequest>, oneshot::Sender<Result<()>>),
+    Unenrol(PathBuf, oneshot::Sender<Result<()>>),
+    Status(oneshot::Sender<Result<Status>>),
+    /// Programs missed listeners in these namespaces.
+    FindListeners(Vec<NetnsCookie>),
+    /// Programs asked for connections to be spliced; the answer says how long it
+    /// took.
+    Splice(oneshot::Sender<Result<Duration>>),
+    /// Something has changed in some namespaces.
+    FollowNetworks(Changes),
+    /// This namespace could not be looked at.
+    LookAgain(NetnsCookie),
+    /// What was replaced, after its grace.
+    Remove(Box<Version>),
+}
+
+/// The way to the thread that owns the node.
+#[derive(Clone)]
+pub struct NodeHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl NodeHandle {
+    /// Starts the thread. It ends, and detaches everything, when the last
+    /// handle is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the datapath's maps are not to be had, or no thread or socket is.
+    pub fn start(datapath: Datapath) -> Result<(Self, thread::JoinHandle<()>)> {
+        let (commands, inbox) = mpsc::channel(64);
+        let timer = Timer {
+            runtime: Handle::current(),
+            commands: commands.downgrade(),
+        };
+        let mut node = Node::new(datapath, timer)?;
+        let thread = thread::Builder::new()
+            .name("node".to_owned())
+            .spawn(move || node.serve(inbox))
+            .context("cannot start a thread")?;
+        Ok((Self { commands }, thread))
+    }
+
+    /// Enrols a namespace, or replaces the settings of an enrolled one. When it
+    /// returns the redirection is in force.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be done; then nothing has changed.
+    pub async fn enrol(&self, request: EnrolRequest) -> Result<()> {
+        self.ask(|answer| Command::Enrol(Box::new(request), answer))
+            .await
+    }
+
+    /// Ends the redirection of a namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it is not enrolled.
+    pub async fn unenrol(&self, netns: PathBuf) -> Result<()> {
+        self.ask(|answer| Command::Unenrol(netns, answer)).await
+    }
+
+    /// What the agent has to say.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn status(&self) -> Result<Status> {
+        self.ask(Command::Status).await
+    }
+
+    /// Has the listeners of these namespaces looked for.
+    pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
+        // It fails only when the thread has ended, and then nobody needs them.
+        let _ = self.commands.send(Command::FindListeners(pods)).await;
+    }
+
+    /// Has the connections spliced that the programs asked for; says how long it
+    /// took.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn splice(&self) -> Result<Duration> {
+        self.ask(Command::Splice).await
+    }
+
+    /// Has the agent look at what has changed in the pods' networks.
+    pub async fn follow_networks(&self, changes: Changes) {
+        // As above.
+        let _ = self.commands.send(Command::FollowNetworks(changes)).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
+        let (answer, wait) = oneshot::channel();
+        self.commands
+            .send(command(answer))
+            .await
+            .map_err(|_ended| anyhow!("the agent is shutting down"))?;
+        wait.await
+            .map_err(|_ended| anyhow!("the agent is shutting down"))?
+    }
+}
+
+/// Sends a command back to the thread after a while.
+pub(super) struct Timer {
+    runtime: Handle,
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl Timer {
+    pub(super) fn remove_later(&self, version: Version) {
+        self.send_after(GRACE, Command::Remove(Box::new(version)));
+    }
+
+    pub(super) fn look_again(&self, cookie: NetnsCookie) {
+        self.send_after(RETRY, Command::LookAgain(cookie));
+    }
+
+    fn send_after(&self, wait: Duration, command: Command) {
+        let commands = self.commands.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(commands) = commands.upgrade() {
+                let _ = commands.send(command).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,398 @@
+//! The enrolled namespaces of the node, owned by one thread.
+//!
+//! Requests come in through a [`NodeHandle`] and are answered one after the
+//! other, so nothing here needs a lock, and what the maps hold is what this
+//! thread wrote.
+
+mod follow;
+mod handle;
+mod status;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use shunt_abi::{NetnsCookie, PodSettings};
+use tokio::sync::mpsc;
+
+use self::handle::{Command, Timer};
+pub use self::{
+    handle::NodeHandle,
+    status::{PodStatus, Status},
+};
+use crate::{
+    datapath::{Datapath, PodProgram, Pods},
+    netns::Netns,
+    network::{MarkedInterfaces, Network, Nsid, Nsids, RouteTable},
+    settings::{Compiled, Enrolment, Settings, compile},
+    userns::IdMaps,
+};
+
+/// What it takes to enrol a namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// Where the namespace is, such as `/run/netns/NAME`.
+    pub netns: PathBuf,
+    /// The nameservers of the pod's resolv.conf.
+    pub resolvers: Vec<IpAddr>,
+    /// The settings.
+    pub settings: Settings,
+}
+
+/// A version of a pod's settings, as the maps hold it. All of it has a number of
+/// its own there, so that settings and what they refer to change at once.
+struct Version {
+    compiled: Compiled,
+    interfaces: MarkedInterfaces,
+}
+
+/// A pod in force.
+struct Pod {
+    path: PathBuf,
+    settings: Settings,
+    resolvers: Vec<IpAddr>,
+    version: Version,
+    routes: RouteTable,
+    /// What the kernel calls its namespace when it tells of changes.
+    nsid: Nsid,
+    /// It could not be looked at when it changed, and that has been said.
+    complained: bool,
+    /// It will be looked at again.
+    looks_again: bool,
+    /// Attached to the namespace while this is kept.
+    program: PodProgram,
+}
+
+struct Node {
+    pods: Pods,
+    datapath: Datapath,
+    nsids: Nsids,
+    enrolled: BTreeMap<NetnsCookie, Pod>,
+    /// How many versions of settings there have been: the number of the newest.
+    list_sets: u32,
+    timer: Timer,
+}
+
+impl Node {
+    fn new(mut datapath: Datapath, timer: Timer) -> Result<Self> {
+        Ok(Self {
+            pods: datapath.pods()?,
+            datapath,
+            nsids: Nsids::open()?,
+            enrolled: BTreeMap::new(),
+            list_sets: 0,
+            timer,
+        })
+    }
+
+    fn serve(&mut self, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.blocking_recv() {
+            // An answer that nobody waits for any more is nobody's loss.
+            match command {
+                Command::Enrol(request, answer) => {
+                    let _ = answer.send(self.enrol(*request));
+                }
+                Command::Unenrol(netns, answer) => {
+                    let _ = answer.send(self.unenrol(&netns));
+                }
+                Command::Status(answer) => {
+                    let _ = answer.send(self.status());
+                }
+                Command::Splice(answer) => {
+                    let _ = answer.send(self.splice());
+                }
+                Command::FindListeners(pods) => self.find_listeners(&pods),
+                Command::FollowNetworks(changes) => self.follow_networks(&changes),
+                Command::LookAgain(cookie) => self.look_again(cookie),
+                Command::Remove(version) => self.remove(&version),
+            }
+        }
+        if let Err(error) = self.datapath.stop_splicing() {
+            tracing::warn!("bytes that were spliced and not read yet may be lost: {error:#}");
+        }
+    }
+
+    fn splice(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        self.datapath.splice_wanted()?;
+        Ok(start.elapsed())
+    }
+
+    fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
+        let netns = Netns::open(&request.netns)?;
+        let cookie = netns.cookie();
+        refuse_nodes_own(&netns)?;
+        // From here on changes are reported; then it can be looked at.
+        let nsid = self.nsids.of(&netns)?;
+        let network = Network::read_with_proxy_source(&netns, &request.settings)?;
+        let ids = IdMaps::of(&netns)?;
+        self.forget_former(nsid, cookie);
+        let version = self.next_version(&request, &network, &ids);
+        let done = match self.enrolled.remove(&cookie) {
+            None => self.begin(&netns, &version, &network.routes),
+            Some(pod) => self.replace(&netns, pod, &version, &network.routes),
+        };
+        let program = match done {
+            Ok(program) => program,
+            Err(error) => {
+                // It may have been in force for a moment.
+                self.timer.remove_later(version);
+                return Err(error);
+            }
+        };
+        tracing::info!(netns = %request.netns.display(), cookie, "enrolled");
+        self.enrolled.insert(
+            cookie,
+            Pod {
+                path: request.netns,
+                settings: request.settings,
+                resolvers: request.resolvers,
+                version,
+                routes: network.routes,
+                nsid,
+                complained: false,
+                looks_again: false,
+                program,
+            },
+        );
+        Ok(())
+    }
+
+    /// Settings as the maps will hold them, under a new number.
+    fn next_version(&mut self, request: &EnrolRequest, network: &Network, ids: &IdMaps) -> Version {
+        self.list_sets += 1;
+        let compiled = compile(
+            &request.settings,
+            &Enrolment {
+                list_set: self.list_sets,
+                resolvers: &request.resolvers,
+                families: network.families(&request.settings),
+                ids,
+                splice: self.datapath.splice_mode(),
+            },
+        );
+        Version {
+            compiled,
+            interfaces: network.marked(&request.settings),
+        }
+    }
+
+    /// Puts the settings of a new pod in force. When they are, outbound connections
+    /// are redirected; then inbound ones, the listeners that are already there
+    /// first, so that a proxy in service misses none. What is forwarded comes last.
+    fn begin(
+        &mut self,
+        netns: &Netns,
+        version: &Version,
+        routes: &RouteTable,
+    ) -> Result<PodProgram> {
+        let cookie = netns.cookie();
+        let in_force = self
+            .write(cookie, version, &RouteTable::new(), routes)
+            .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
+        let done = self
+            .or_remove(version, in_force)
+            .and_then(|()| self.datapath.scan_listeners(netns))
+            .and_then(|()| self.datapath.attach_pod(netns))
+            .and_then(|mut program| {
+                self.datapath
+                    .follow_interfaces(netns, &mut program, &version.interfaces)?;
+                Ok(program)
+            });
+        if done.is_err() {
+            self.clear(cookie, routes);
+        }
+        done
+    }
+
+    /// Replaces the settings of a pod, which keeps its programs.
+    fn replace(
+        &mut self,
+        netns: &Netns,
+        mut pod: Pod,
+        version: &Version,
+        routes: &RouteTable,
+    ) -> Result<PodProgram> {
+        let cookie = netns.cookie();
+        let (old, new) = (pod.version.compiled.pod, version.compiled.pod);
+        let in_force = self
+            .write(cookie, version, &pod.routes, routes)
+            .and_then(|()| self.change_over(netns, &old, &new));
+        let done = self.or_remove(version, in_force).and_then(|()| {
+            self.datapath
+                .follow_interfaces(netns, &mut pod.program, &version.interfaces)
+        });
+        match done {
+            Ok(()) => {
+                self.timer.remove_later(pod.version);
+                Ok(pod.program)
+            }
+            Err(error) => {
+                self.restore(cookie, pod, routes);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all that settings refer to, before they are in force.
+    fn write(
+        &mut self,
+        cookie: NetnsCookie,
+        version: &Version,
+        old_routes: &RouteTable,
+        routes: &RouteTable,
+    ) -> Result<()> {
+        let list_set = version.compiled.pod.list_set;
+        self.pods.write_lists(&version.compiled)?;
+        self.pods
+            .write_interfaces(list_set, &MarkedInterfaces::default(), &version.interfaces)?;
+        self.pods.write_routes(cookie, old_routes, routes)?;
+        self.pods.start_counters(cookie)
+    }
+
+    /// Removes a version that did not come into force: nobody has looked into it.
+    fn or_remove(&mut self, version: &Version, in_force: Result<()>) -> Result<()> {
+        if in_force.is_err() {
+            self.remove(version);
+        }
+        in_force
+    }
+
+    /// From one version to the next without a gap. Where the proxy's ports change,
+    /// its listeners on the new ones have to be known before the first connection
+    /// is sent there, and connections to the old ones may still be under way.
+    fn change_over(&mut self, netns: &Netns, old: &PodSettings, new: &PodSettings) -> Result<()> {
+        let cookie = netns.cookie();
+        if old.proxy_ports() == new.proxy_ports() {
+            return self.pods.put_in_force(cookie, new);
+        }
+        self.pods.put_in_force(cookie, &old.with_ports_of(new))?;
+        self.datapath.scan_listeners(netns)?;
+        self.pods.put_in_force(cookie, &new.with_ports_of(old))
+    }
+
+    /// After a failure: as it was before the request.
+    fn restore(&mut self, cookie: NetnsCookie, pod: Pod, routes: &RouteTable) {
+        let restored = self
+            .pods
+            .write_routes(cookie, routes, &pod.routes)
+            .and_then(|()| self.pods.put_in_force(cookie, &pod.version.compiled.pod));
+        if let Err(error) = restored {
+            tracing::error!(cookie, "cannot restore the settings: {error:#}");
+        }
+        self.enrolled.insert(cookie, pod);
+    }
+
+    /// Removes a version that is no longer in force.
+    fn remove(&mut self, version: &Version) {
+        self.pods.remove_lists(&version.compiled);
+        self.pods
+            .remove_interfaces(version.compiled.pod.list_set, &version.interfaces);
+    }
+
+    /// Removes from the maps what a pod has beside its version.
+    fn clear(&mut self, cookie: NetnsCookie, routes: &RouteTable) {
+        self.pods.take_out_of_force(cookie);
+        self.pods.remove_routes(cookie, routes);
+        self.pods.remove_counters(cookie);
+    }
+
+    /// Ends the redirection of a pod, if it is enrolled.
+    fn forget(&mut self, cookie: NetnsCookie) -> Option<PathBuf> {
+        let pod = self.enrolled.remove(&cookie)?;
+        self.clear(cookie, &pod.routes);
+        self.timer.remove_later(pod.version);
+        Some(pod.path)
+    }
+
+    fn unenrol(&mut self, path: &Path) -> Result<()> {
+        let cookie = self.cookie_at(path)?;
+        self.forget(cookie);
+        tracing::info!(netns = %path.display(), cookie, "unenrolled");
+        Ok(())
+    }
+
+    /// The enrolled namespace at `path`, or else the one that was enrolled from
+    /// there, when that place is empty or another's by now.
+    fn cookie_at(&self, path: &Path) -> Result<NetnsCookie> {
+        let there = Netns::open(path).map(|netns| netns.cookie());
+        if let Ok(cookie) = &there
+            && self.enrolled.contains_key(cookie)
+        {
+            return Ok(*cookie);
+        }
+        let former = self.enrolled.iter().find(|(_, pod)| pod.path == path);
+        match (former, there) {
+            (Some((cookie, _)), _) => Ok(*cookie),
+            (None, Ok(_)) => bail!(
+                "{} is not enrolled; `shunt status` lists what is",
+                path.display()
+            ),
+            (None, Err(error)) => Err(error),
+        }
+    }
+
+    /// Forgets the namespace that had this id before: the kernel gives an id to
+    /// another only when the former is gone.
+    fn forget_former(&mut self, nsid: Nsid, now: NetnsCookie) {
+        let former = |(cookie, pod): &(&NetnsCookie, &Pod)| pod.nsid == nsid && **cookie != now;
+        let gone = self.enrolled.iter().find(former).map(|(cookie, _)| *cookie);
+        if let Some(cookie) = gone {
+            self.forget_gone(cookie);
+        }
+    }
+
+    fn forget_gone(&mut self, cookie: NetnsCookie) {
+        if let Some(path) = self.forget(cookie) {
+            tracing::info!(netns = %path.display(), cookie, "the namespace is gone");
+        }
+    }
+
+    fn status(&self) -> Result<Status> {
+        let mut programs = self.datapath.programs()?;
+        programs.extend(
+            self.enrolled
+                .values()
+                .flat_map(|pod| pod.program.describe(&pod.path)),
+        );
+        let pods = self
+            .enrolled
+            .iter()
+            .map(|(cookie, pod)| PodStatus {
+                netns: pod.path.clone(),
+                cookie: *cookie,
+                settings: pod.settings.clone(),
+                resolvers: pod.resolvers.clone(),
+                counters: self.pods.counters(*cookie),
+            })
+            .collect();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            programs,
+            maps: self.datapath.maps()?,
+            splice: self.datapath.splice_status().clone(),
+            pods,
+        })
+    }
+}
+
+/// Redirecting the node's own namespace would take the node off the network, and
+/// every pod that shares it.
+fn refuse_nodes_own(netns: &Netns) -> Result<()> {
+    for own in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+        // Of another process the namespace may be out of sight.
+        if Netns::open(Path::new(own)).is_ok_and(|own| own.cookie() == netns.cookie()) {
+            bail!(
+                "{} is the network namespace of the node itself; a pod on the host network \
+                 is not redirected",
+                netns.path().display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! What the agent says of itself.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shunt_abi::NetnsCookie;
+
+use crate::{
+    datapath::{CounterReport, KernelObject, SpliceStatus},
+    settings::Settings,
+};
+
+/// The agent and what it has enrolled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The attached programs.
+    pub programs: Vec<KernelObject>,
+    /// The maps.
+    pub maps: Vec<KernelObject>,
+    /// How splicing is set, and why.
+    pub splice: SpliceStatus,
+    /// The enrolled namespaces.
+    pub pods: Vec<PodStatus>,
+}
+
+/// What the agent says of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Where its namespace was found.
+    pub netns: PathBuf,
+    /// The kernel's name of the namespace.
+    pub cookie: NetnsCookie,
+    /// Its settings.
+    pub settings: Settings,
+    /// The resolvers whose DNS is captured, when it is.
+    pub resolvers: Vec<IpAddr>,
+    /// What the programs counted.
+    pub counters: CounterReport,
+}
