@@ -27,6 +27,7 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/shunt";
 pub struct PinDir {
     path: PathBuf,
     names: &'static [&'static str],
+    kept: &'static [&'static str],
     /// A bpffs was mounted at `path` itself.
     mounted: bool,
     /// There was nothing at `path` before.
@@ -39,17 +40,23 @@ pub struct PinDir {
 impl PinDir {
     /// Makes the directory, on a bpffs: where `path` is on none, one is mounted
     /// there. Pins of these `names` that an agent left behind are removed: it has
-    /// ended, and its links with it.
+    /// ended, and its links with it. Those that are among `kept` are put aside
+    /// instead, see [`left`](Self::left).
     ///
     /// # Errors
     ///
     /// When the directory cannot be made, mounted or emptied.
-    pub fn open(path: &Path, names: &'static [&'static str]) -> Result<Self> {
+    pub fn open(
+        path: &Path,
+        names: &'static [&'static str],
+        kept: &'static [&'static str],
+    ) -> Result<Self> {
         let is_new = !path.exists();
         let made = fs::create_dir_all(path);
         let mut dir = Self {
             path: path.to_owned(),
             names,
+            kept,
             mounted: false,
             is_new,
             lock: None,
@@ -75,6 +82,7 @@ impl PinDir {
                 .with_context(|| format!("cannot make {} on the bpffs", path.display()))?;
         }
         dir.lock = Some(lock(path)?);
+        dir.leave(dir.kept)?;
         dir.clear()?;
         Ok(dir)
     }
@@ -82,6 +90,46 @@ impl PinDir {
     /// Where a map is pinned.
     pub fn pin(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the pins of these `names` aside, where nobody takes them away but the
+    /// one who finds them by [`left`](Self::left).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn leave(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let pin = self.pin(name);
+            if !pin.exists() {
+                continue;
+            }
+            let mut free = (0..u32::MAX).map(|number| self.pin(&left_name(name, number)));
+            let aside = free
+                .find(|path| !path.exists())
+                .context("there is no name left for a pin")?;
+            fs::rename(&pin, &aside)
+                .with_context(|| format!("cannot put the pin {} aside", pin.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The pins of a name that were put aside, by this agent or a former one.
+    pub fn left(&self, name: &str) -> Vec<PathBuf> {
+        let start = left_name(name, "");
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&start))
+            .map(|entry| entry.path())
+            .collect()
     }
 
     /// Where a bpffs has to be mounted: at the usual place, which takes no
@@ -105,7 +153,8 @@ impl PinDir {
         if self.mounted {
             umount2(&self.path, MntFlags::MNT_DETACH)?;
         }
-        if is_own && self.is_new {
+        let is_empty = self.kept.iter().all(|name| self.left(name).is_empty());
+        if is_own && self.is_new && is_empty {
             fs::remove_dir(&self.path)?;
         }
         Ok(())
@@ -132,6 +181,11 @@ impl Drop for PinDir {
             tracing::warn!(path = %self.path.display(), "cannot clean the bpffs up: {error:#}");
         }
     }
+}
+
+/// The name under which a pin is put aside.
+fn left_name(name: &str, number: impl std::fmt::Display) -> String {
+    format!("LEFT_{name}_{number}")
 }
 
 /// What is at a place where maps would be pinned.

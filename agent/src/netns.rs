@@ -121,7 +121,11 @@ sockopt_impl!(
 );
 
 /// The cookie of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14).
-fn cookie_of_current() -> Result<NetnsCookie> {
+///
+/// # Errors
+///
+/// When the kernel does not say it.
+pub(crate) fn cookie_of_current() -> Result<NetnsCookie> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,

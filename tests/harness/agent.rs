@@ -154,16 +154,14 @@ impl Agent {
         Self::start_with(place, &[])
     }
 
-    /// The same with maps of another size, each written `NAME=ENTRIES`.
+    /// The same with these arguments of `shunt run`, such as `--splice proxy`.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
-    pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
+    pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
-        for limit in map_limits {
-            command.args(["--map-limit", limit]);
-        }
+        command.args(arguments);
         let process = Process::spawn("shunt run", &mut command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }

@@ -9,7 +9,8 @@ use crate::{agent, command::output_of};
 /// How many entries each map of the agent has, by the map's name.
 ///
 /// Socket storage is left out: the kernel cannot list it, and an entry goes
-/// with its socket. So are ring buffers, which have no entries.
+/// with its socket. So are ring buffers, which have no entries, and the tables of
+/// splicing ([`spliceable`]): those come and go with open connections.
 ///
 /// # Panics
 ///
@@ -17,10 +18,25 @@ use crate::{agent, command::output_of};
 pub fn entries_by_map(status: &Value) -> BTreeMap<String, usize> {
     let entries: BTreeMap<_, _> = objects(status, "maps")
         .into_iter()
+        .filter(|(name, _)| !OF_CONNECTIONS.contains(&name.as_str()))
         .filter_map(|(name, id)| Some((name, entries(id)?)))
         .collect();
     assert!(!entries.is_empty(), "status tells of no maps: {status}");
     entries
+}
+
+/// The tables of splicing: each open connection may have entries.
+const OF_CONNECTIONS: [&str; 3] = ["ENDS", "RECEIVERS", "SPLICED"];
+
+/// How many entries the tables of splicing have.
+///
+/// # Panics
+///
+/// When `status` reports no maps, or `bpftool` fails.
+pub fn spliceable(status: &Value) -> usize {
+    let maps = objects(status, "maps");
+    let of_connections = OF_CONNECTIONS.iter().filter_map(|name| maps.get(*name));
+    of_connections.filter_map(|id| entries(*id)).sum()
 }
 
 /// The ids of the agent's programs, by name.

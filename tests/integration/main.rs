@@ -21,5 +21,6 @@ mod network;
 mod owner;
 mod scale;
 mod sockets;
+mod splice;
 mod userns;
 mod r#virtual;

@@ -291,6 +291,7 @@ impl Question {
                 resolvers,
                 families,
                 ids: &IdMaps::same(),
+                splice: shunt_abi::SpliceMode::Off,
             },
         );
         Ok(answer(&compiled, facts))

@@ -17,10 +17,11 @@ use tokio::{
 use crate::{
     bpffs,
     control::Server,
-    datapath::{Datapath, Events, MapLimit},
+    datapath::{Datapath, Events, MapLimit, SpliceStatus},
     network::{Changes, Watch},
     node::NodeHandle,
     preflight,
+    settings::Splice,
 };
 
 /// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
@@ -41,6 +42,17 @@ pub struct Run {
     /// Where maps are pinned; a bpffs is mounted there when there is none
     #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
+    /// How far connections between sockets of this node bypass the loopback stack:
+    /// into the sockets of the proxy only, or into those of applications as well;
+    /// auto is the most that is found to be safe on this kernel
+    #[arg(
+        long,
+        env = "SHUNT_SPLICE",
+        value_enum,
+        value_name = "MODE",
+        default_value_t
+    )]
+    splice: Splice,
     /// Gives a map another size, for tests
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
     map_limit: Vec<MapLimit>,
@@ -68,12 +80,15 @@ impl Run {
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
-        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit)?;
+        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
+        log_splicing(datapath.splice_status());
         let events = datapath.events()?;
         let requests = Requests::of(events)?;
+        let splice_requests = Requests::of(datapath.splice_requests()?)?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
+        let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         announce(socket, &cgroup);
         let watched = node.clone();
@@ -86,7 +101,7 @@ impl Run {
         }
         // The last handles go, and with them the thread and the programs.
         drop(watched);
-        for watch in [listener_watch, network_watch] {
+        for watch in [listener_watch, splice_watch, network_watch] {
             watch.abort();
             let _ = watch.await;
         }
@@ -139,6 +154,49 @@ impl Requests {
             }
         }
     }
+
+    /// Has connections spliced whenever a program asks for some.
+    async fn splice(mut self, node: NodeHandle) {
+        // As above.
+        while let Ok(mut ready) = self.descriptor.readable().await {
+            ready.clear_ready();
+            if self.events.drain().is_empty() {
+                continue;
+            }
+            let took = node.splice().await.unwrap_or_else(|error| {
+                tracing::warn!("cannot splice connections: {error:#}");
+                Duration::ZERO
+            });
+            tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
+        }
+    }
+}
+
+/// How long after connections were spliced the next are, at the earliest.
+const SPLICE_PAUSE: Duration = Duration::from_millis(10);
+
+/// By how much the pause is longer than what comes before it took, at least: where
+/// very many files are open on the node, finding sockets among them must not keep
+/// the agent busy.
+const SPLICE_REST: u32 = 30;
+
+/// Says how splicing is set, and what of this kernel speaks against more.
+fn log_splicing(splice: &SpliceStatus) {
+    for trial in &splice.trials {
+        if let Some(why) = &trial.failed {
+            tracing::info!(
+                needed_for = trial.needed_for.name(),
+                "{} failed: {why}",
+                trial.name
+            );
+        }
+    }
+    tracing::info!(
+        asked = splice.asked.name(),
+        mode = splice.mode.name(),
+        "splicing: {}",
+        splice.reason
+    );
 }
 
 /// How long the agent waits before it listens anew to what it cannot hear.

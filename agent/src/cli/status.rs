@@ -8,6 +8,7 @@ use clap::Args;
 use super::{Output, ask, say};
 use crate::{
     control::{Reply, Request},
+    datapath::SpliceStatus,
     node::{PodStatus, Status},
 };
 
@@ -54,9 +55,39 @@ impl fmt::Display for Text<'_> {
             let place = program.attached_to.as_deref().unwrap_or("-");
             writeln!(out, "  {:<18} id {:<6} {place}", program.name, program.id)?;
         }
+        write_splice(out, &status.splice)?;
         write!(out, "pods: {}", status.pods.len())?;
         status.pods.iter().try_for_each(|pod| write_pod(out, pod))
     }
+}
+
+fn write_splice(out: &mut fmt::Formatter<'_>, splice: &SpliceStatus) -> fmt::Result {
+    writeln!(
+        out,
+        "splicing: {} (asked: {}): {}",
+        splice.mode.name(),
+        splice.asked.name(),
+        splice.reason
+    )?;
+    for trial in &splice.trials {
+        match &trial.failed {
+            None => writeln!(
+                out,
+                "  ok      {:<6} {}",
+                trial.needed_for.name(),
+                trial.name
+            )?,
+            Some(why) => {
+                writeln!(
+                    out,
+                    "  failed  {:<6} {}: {why}",
+                    trial.needed_for.name(),
+                    trial.name
+                )?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn write_pod(out: &mut fmt::Formatter<'_>, pod: &PodStatus) -> fmt::Result {
@@ -81,6 +112,17 @@ fn write_pod(out: &mut fmt::Formatter<'_>, pod: &PodStatus) -> fmt::Result {
     }
     for (rule, count) in &pod.counters.rules {
         write!(out, "\n    {rule:<28} {count}")?;
+    }
+    let splice = &pod.counters.splice;
+    if splice.messages > 0 {
+        write!(
+            out,
+            "\n    spliced messages             {}\n    spliced bytes                {}",
+            splice.messages, splice.bytes
+        )?;
+    }
+    for (why, count) in &splice.fallbacks {
+        write!(out, "\n    by TCP {why:<21} {count}")?;
     }
     for (error, count) in &pod.counters.errors {
         write!(out, "\n    error {error:<22} {count}")?;

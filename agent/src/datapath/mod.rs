@@ -6,6 +6,7 @@ mod neighbours;
 mod offsets;
 mod pods;
 mod readers;
+mod splice;
 
 use std::{
     fs::File,
@@ -20,18 +21,21 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::{CgroupAttachMode, Iter, Program, SkLookup, sk_lookup::SkLookupLink},
 };
-use shunt_abi::{Event, KernelOffsets, NetnsCookie};
+use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
 pub use self::{
     features::{Feature, features},
     neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
+    splice::{SpliceStatus, Trial, Tried, try_out},
 };
+use self::{offsets::KernelTypes, splice::Splicing};
 use crate::{
     bpffs::PinDir,
     netns::Netns,
     network::{self, MarkedInterfaces},
+    settings::Splice,
 };
 
 /// The programs of the node.
@@ -39,12 +43,13 @@ static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 /// The program of one pod.
 static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-pod"));
 
-/// Every map of the two objects, pinned so that the copies for the pods find
-/// those of the node.
+/// Every map of the objects, pinned so that the copies for the pods find those of
+/// the node.
 const MAPS: &[&str] = &[
     "ASKED",
     "CIDRS",
     "COUNTERS",
+    "ENDS",
     "EVENTS",
     "FLOWS",
     "FORWARDED",
@@ -55,9 +60,20 @@ const MAPS: &[&str] = &[
     "PODS",
     "PORTS",
     "QUESTIONS",
+    "RECEIVERS",
     "ROUTES",
+    "SENDERS",
     "SERVED",
+    "SPLICED",
+    "SPLICE_STOP",
+    "SPLICE_WANTED",
 ];
+
+/// The maps of them that may still be needed when their agent has ended.
+const KEPT_MAPS: &[&str] = &["RECEIVERS", "SPLICED", "SPLICE_STOP"];
+
+/// The maps that have a place for every spliced connection.
+const SPLICE_TABLES: &[&str] = &["ENDS", "RECEIVERS", "SPLICED"];
 
 /// The programs that hang on the cgroup root.
 const CGROUP_PROGRAMS: &[&str] = &[
@@ -121,7 +137,7 @@ impl FromStr for MapLimit {
 ///
 /// With the first that is missing.
 pub fn offsets_are_known() -> Result<()> {
-    offsets::of_running_kernel().map(drop)
+    offsets::of_kernel(&KernelTypes::read()?).map(drop)
 }
 
 /// The loaded programs of the node. Dropping it detaches them.
@@ -131,36 +147,55 @@ pub struct Datapath {
     /// the kernel's BTF, which takes longer than everything else together.
     loader: EbpfLoader<'static>,
     cgroup: PathBuf,
+    splicing: Option<Splicing>,
+    splice_mode: SpliceMode,
+    splice_status: SpliceStatus,
     // After the programs: their pins go last.
     pins: PinDir,
 }
 
 impl Datapath {
     /// Loads the programs and attaches them to the cgroup v2 directory `cgroup`;
-    /// the maps are pinned below `bpffs`.
+    /// the maps are pinned below `bpffs`. Splices as far as it is asked for and
+    /// this kernel does it safely.
     ///
     /// # Errors
     ///
     /// When the kernel lacks something, or refuses; then nothing is left.
-    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit]) -> Result<Self> {
-        let offsets = offsets::of_running_kernel()?;
+    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit], splice: Splice) -> Result<Self> {
+        let types = KernelTypes::read()?;
+        let offsets = offsets::of_kernel(&types)?;
+        let splice_offsets = splice::of_kernel(&types);
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+        let (splice_mode, splice_status) = splice::settle(splice, &splice_offsets, &btf);
+        let splice_offsets = splice_offsets.unwrap_or_default();
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        let pins = PinDir::open(bpffs, MAPS)?;
-        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+        let pins = PinDir::open(bpffs, MAPS, KEPT_MAPS)?;
+        splice::drain_left(&pins, splice_offsets);
         let mut loader = loader(&pins, offsets);
+        splice::prepare(&mut loader, splice_mode, splice_offsets);
         for limit in limits {
             loader.map_max_entries(limit.map, limit.entries);
         }
         let node = loader
             .load(NODE_OBJECT)
             .context("the kernel does not take the maps of the node's programs")?;
-        // The pods' program has nothing to relocate.
+        // The others have nothing to relocate.
         loader.btf(None);
+        let splicing = match splice_mode {
+            SpliceMode::Off => None,
+            SpliceMode::Between | SpliceMode::Proxy | SpliceMode::All => {
+                Some(Splicing::load(&mut loader, &btf)?)
+            }
+        };
         let mut datapath = Self {
             node,
             loader,
             cgroup: cgroup.to_owned(),
+            splicing,
+            splice_mode,
+            splice_status,
             pins,
         };
         for name in CGROUP_PROGRAMS {
@@ -214,19 +249,75 @@ impl Datapath {
         Pods::take(&mut self.node)
     }
 
-    /// The programs' requests to the agent.
+    /// The programs' requests to look for listeners.
     ///
     /// # Errors
     ///
     /// When called twice: there is one reader.
     pub fn events(&mut self) -> Result<Events> {
+        self.requests("EVENTS")
+    }
+
+    /// The programs' requests to splice connections.
+    ///
+    /// # Errors
+    ///
+    /// When called twice: there is one reader.
+    pub fn splice_requests(&mut self) -> Result<Events> {
+        self.requests("SPLICE_WANTED")
+    }
+
+    fn requests(&mut self, name: &str) -> Result<Events> {
         let map = self
             .node
-            .take_map("EVENTS")
-            .context("the map EVENTS was taken already")?;
+            .take_map(name)
+            .with_context(|| format!("the map {name} was taken already"))?;
         Ok(Events {
-            ring: RingBuf::try_from(map).context("EVENTS is no ring buffer")?,
+            ring: RingBuf::try_from(map).with_context(|| format!("{name} is no ring buffer"))?,
         })
+    }
+
+    /// How far this node splices.
+    pub const fn splice_mode(&self) -> SpliceMode {
+        self.splice_mode
+    }
+
+    /// How splicing is set, and why.
+    pub const fn splice_status(&self) -> &SpliceStatus {
+        &self.splice_status
+    }
+
+    /// Splices the connections that the programs asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the iterator.
+    pub fn splice_wanted(&mut self) -> Result<()> {
+        match &mut self.splicing {
+            Some(splicing) => splicing.admit(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends splicing without losing a byte: what was spliced and not read yet is
+    /// waited for, and what is not read then is left to the next agent.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn stop_splicing(&mut self) -> Result<()> {
+        let Some(splicing) = &mut self.splicing else {
+            return Ok(());
+        };
+        if !splicing.stop()? {
+            tracing::info!(
+                "somebody has not read everything that was spliced; \
+                 it stays pinned at {} until the next agent finds it read",
+                self.pins.path().display()
+            );
+            self.pins.leave(KEPT_MAPS)?;
+        }
+        Ok(())
     }
 
     /// Attaches a copy of the inbound program to a namespace; dropping it
@@ -324,6 +415,14 @@ impl Datapath {
     ///
     /// When the kernel does not answer.
     pub fn programs(&self) -> Result<Vec<KernelObject>> {
+        let mut programs = self.cgroup_programs()?;
+        if let Some(splicing) = &self.splicing {
+            programs.push(splicing.describe()?);
+        }
+        Ok(programs)
+    }
+
+    fn cgroup_programs(&self) -> Result<Vec<KernelObject>> {
         CGROUP_PROGRAMS
             .iter()
             .map(|name| {

@@ -13,8 +13,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, Interface, InterfaceKey, NetnsCookie, PodSettings,
-    PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey,
+    CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey,
+    NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
 };
 use shunt_decide::Rule;
 
@@ -45,6 +45,20 @@ pub struct CounterReport {
     pub rules: BTreeMap<String, u64>,
     /// By error, those at zero left out.
     pub errors: BTreeMap<String, u64>,
+    /// What the pod's sockets sent that can be spliced.
+    #[serde(default)]
+    pub splice: SpliceReport,
+}
+
+/// What the sockets of a pod sent, since each of them can be spliced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SpliceReport {
+    /// Messages that were given to the other end directly, in whole or in part.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Messages that went by TCP, by the reason, those at zero left out.
+    pub fallbacks: BTreeMap<String, u64>,
 }
 
 impl Pods {
@@ -351,6 +365,11 @@ fn sum<'a>(slots: impl Iterator<Item = &'a Counters>) -> Counters {
         for i in 0..ERROR_COUNT {
             total.by_error[i] += slot.by_error[i];
         }
+        for i in 0..FALLBACK_SLOTS {
+            total.splice.fallbacks[i] += slot.splice.fallbacks[i];
+        }
+        total.splice.bytes += slot.splice.bytes;
+        total.splice.messages += slot.splice.messages;
         total
     })
 }
@@ -370,7 +389,21 @@ fn report(total: &Counters) -> CounterReport {
             report.errors.insert(error.name().to_owned(), count);
         }
     }
+    report.splice = splice_report(&total.splice);
     report
+}
+
+fn splice_report(total: &SpliceCounters) -> SpliceReport {
+    let count = |why: &Fallback| (why.name().to_owned(), total.fallbacks[*why as usize]);
+    SpliceReport {
+        messages: total.messages,
+        bytes: total.bytes,
+        fallbacks: Fallback::ALL
+            .iter()
+            .map(count)
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+    }
 }
 
 #[cfg(test)]

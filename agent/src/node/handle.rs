@@ -27,6 +27,9 @@ pub(super) enum Command {
     Status(oneshot::Sender<Result<Status>>),
     /// Programs missed listeners in these namespaces.
     FindListeners(Vec<NetnsCookie>),
+    /// Programs asked for connections to be spliced; the answer says how long it
+    /// took.
+    Splice(oneshot::Sender<Result<Duration>>),
     /// Something has changed in some namespaces.
     FollowNetworks(Changes),
     /// This namespace could not be looked at.
@@ -103,6 +106,16 @@ impl NodeHandle {
     pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
         // It fails only when the thread has ended, and then nobody needs them.
         let _ = self.commands.send(Command::FindListeners(pods)).await;
+    }
+
+    /// Has the connections spliced that the programs asked for; says how long it
+    /// took.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn splice(&self) -> Result<Duration> {
+        self.ask(Command::Splice).await
     }
 
     /// Has the agent look at what has changed in the pods' networks.

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
@@ -106,12 +107,24 @@ impl Node {
                 Command::Status(answer) => {
                     let _ = answer.send(self.status());
                 }
+                Command::Splice(answer) => {
+                    let _ = answer.send(self.splice());
+                }
                 Command::FindListeners(pods) => self.find_listeners(&pods),
                 Command::FollowNetworks(changes) => self.follow_networks(&changes),
                 Command::LookAgain(cookie) => self.look_again(cookie),
                 Command::Remove(version) => self.remove(&version),
             }
         }
+        if let Err(error) = self.datapath.stop_splicing() {
+            tracing::warn!("bytes that were spliced and not read yet may be lost: {error:#}");
+        }
+    }
+
+    fn splice(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        self.datapath.splice_wanted()?;
+        Ok(start.elapsed())
     }
 
     fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
@@ -168,6 +181,7 @@ impl Node {
                 resolvers: &request.resolvers,
                 families: network.families(&request.settings),
                 ids,
+                splice: self.datapath.splice_mode(),
             },
         );
         Version {
@@ -367,6 +381,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             programs,
             maps: self.datapath.maps()?,
+            splice: self.datapath.splice_status().clone(),
             pods,
         })
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::NetnsCookie;
 
 use crate::{
-    datapath::{CounterReport, KernelObject},
+    datapath::{CounterReport, KernelObject, SpliceStatus},
     settings::Settings,
 };
 
@@ -19,6 +19,8 @@ pub struct Status {
     pub programs: Vec<KernelObject>,
     /// The maps.
     pub maps: Vec<KernelObject>,
+    /// How splicing is set, and why.
+    pub splice: SpliceStatus,
     /// The enrolled namespaces.
     pub pods: Vec<PodStatus>,
 }

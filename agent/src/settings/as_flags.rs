@@ -77,6 +77,7 @@ impl Settings {
             drop_invalid,
             hairpin,
             tunnel_inbound,
+            splice,
         } = self;
         let (only, except) = match owner_groups {
             OwnerGroups::All => ("*".to_owned(), String::new()),
@@ -132,6 +133,7 @@ impl Settings {
                 (*hairpin == Hairpin::Legacy).to_string(),
             ),
             (Field::TunnelInbound, tunnel_inbound.to_string()),
+            (Field::Splice, splice.name().to_owned()),
         ]
     }
 }

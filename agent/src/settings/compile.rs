@@ -5,7 +5,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv6Net};
 use shunt_abi::{
-    Addr, CidrKey, CidrList, LIST_KEY_BITS, PodSettings, PortChunk, PortChunkKey, PortList, flags,
+    Addr, CidrKey, CidrList, LIST_KEY_BITS, PodSettings, PortChunk, PortChunkKey, PortList,
+    SpliceMode, flags,
 };
 
 use super::{Capture, OwnerGroups, PortSet, Settings};
@@ -21,6 +22,8 @@ pub struct Enrolment<'a> {
     pub families: Families,
     /// How the pod's uids and gids are numbered on the node.
     pub ids: &'a IdMaps,
+    /// How far the node splices.
+    pub splice: SpliceMode,
 }
 
 /// Which address families the rules speak of; the others pass untouched.
@@ -112,6 +115,7 @@ pub fn compile(settings: &Settings, enrolment: &Enrolment<'_>) -> Compiled {
         tunnel_port: settings.tunnel_port,
         dns_port: settings.dns_port,
         hairpin: settings.hairpin as u32,
+        splice: settings.splice.within(enrolment.splice) as u32,
         loopback4: u32::from_ne_bytes(settings.loopback.network().octets()),
         loopback4_mask: u32::from_ne_bytes(settings.loopback.netmask().octets()),
         ..PodSettings::empty()
@@ -315,6 +319,7 @@ mod tests {
                 uids: map("0 100000 65536"),
                 gids: map("0 200000 10"),
             },
+            splice: SpliceMode::Proxy,
         };
         compile(&settings(args).expect(args), &enrolment)
     }
@@ -397,6 +402,15 @@ mod tests {
         assert_eq!(pod.loopback4.to_ne_bytes(), [127, 0, 0, 0]);
         assert_eq!(pod.loopback4_mask.to_ne_bytes(), [255, 255, 0, 0]);
         assert_eq!(Hairpin::try_from(pod.hairpin), Ok(Hairpin::Legacy));
+    }
+
+    #[test]
+    fn the_way_to_splice_is_the_lesser_of_two() {
+        let splice = |args| compiled(args, &[]).pod.splice;
+        assert_eq!(splice(""), SpliceMode::Proxy as u32);
+        assert_eq!(splice("--splice all"), SpliceMode::Proxy as u32);
+        assert_eq!(splice("--splice off"), SpliceMode::Off as u32);
+        assert_eq!(splice("--mesh linkerd"), SpliceMode::Off as u32);
     }
 
     #[test]

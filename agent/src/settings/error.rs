@@ -83,6 +83,9 @@ pub enum Problem {
     /// Not a mode.
     #[error("\"{}\" is not an interception mode; use REDIRECT", Excerpt(.0))]
     Mode(String),
+    /// Not a way to splice.
+    #[error("\"{}\" is no way to splice; there are auto, off, between, proxy and all", Excerpt(.0))]
+    Splice(String),
     /// Both older kinds of hairpin.
     #[error("it excludes --tunnel-hairpin; give the one that is meant")]
     TwoHairpins,

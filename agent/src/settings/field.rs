@@ -136,6 +136,9 @@ fields! {
     /// Capture the tunnel port inbound like any other (Istio before it had a
     /// tunnel)
     TunnelInbound = None, "tunnel-inbound", "BOOL", &[], &[];
+    /// How far the pod's connections are spliced: off, between (proxies), proxy,
+    /// all, or auto for what the node does. It can only be less than what the node does
+    Splice = None, "splice", "MODE", &[], &["shunt.io/splice"];
 }
 
 impl Field {

@@ -79,6 +79,7 @@ mod tests {
                 resolvers: &[],
                 families: Families { v4: true, v6: true },
                 ids: &IdMaps::same(),
+                splice: shunt_abi::SpliceMode::Off,
             },
         ))
     }

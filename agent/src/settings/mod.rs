@@ -21,6 +21,7 @@ mod host_lists;
 mod preset;
 mod received;
 mod resolv_conf;
+mod splice;
 #[cfg(test)]
 pub(crate) mod tests;
 mod values;
@@ -39,6 +40,7 @@ pub use self::{
     flags::{Flags, process_env},
     host_lists::HostLists,
     resolv_conf::{BadNameserver, ResolvConfError, read_resolv_conf},
+    splice::Splice,
     values::{Capture, Groups, Ids, Interfaces, Owners, PortSet},
     written::{Inputs, Origin, Written},
 };
@@ -105,6 +107,8 @@ pub struct Settings {
     pub hairpin: Hairpin,
     /// The tunnel port is captured inbound like any other.
     pub tunnel_inbound: bool,
+    /// How far connections are spliced, within what the node allows.
+    pub splice: Splice,
 }
 
 /// Whose sockets are captured, by the gid of their owner.
@@ -210,6 +214,7 @@ impl Settings {
             drop_invalid: read.truth(Field::DropInvalid, base.drop_invalid)?,
             hairpin: read.hairpin(base.hairpin)?,
             tunnel_inbound: read.truth(Field::TunnelInbound, base.tunnel_inbound)?,
+            splice: read.value(Field::Splice, Splice::parse, base.splice)?,
         })
     }
 }

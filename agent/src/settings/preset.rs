@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use shunt_abi::Hairpin;
 
-use super::{Capture, Interfaces, OwnerGroups, Owners, PortSet, Problem, Settings};
+use super::{Capture, Interfaces, OwnerGroups, Owners, PortSet, Problem, Settings, Splice};
 
 type Named = (&'static str, fn() -> Settings);
 
@@ -45,6 +45,7 @@ pub(super) fn istio_iptables() -> Settings {
         drop_invalid: false,
         hairpin: Hairpin::Spared,
         tunnel_inbound: false,
+        splice: Splice::Auto,
     }
 }
 
@@ -57,7 +58,8 @@ fn istio() -> Settings {
 }
 
 /// Linkerd's injector. It looks at the uid alone, leaves every call within the
-/// pod alone, and has no tunnel port.
+/// pod alone, and has no tunnel port. Its proxy takes a read that fills less than
+/// its buffer for the last one, and would miss what came by TCP after spliced bytes.
 fn linkerd() -> Settings {
     Settings {
         outbound_port: 4140,
@@ -68,6 +70,7 @@ fn linkerd() -> Settings {
         outbound_ports_exclude: PortSet::from_iter([4567, 4568]),
         hairpin: Hairpin::None,
         tunnel_inbound: true,
+        splice: Splice::Off,
         ..capturing_everything()
     }
 }

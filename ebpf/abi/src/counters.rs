@@ -1,3 +1,5 @@
+use crate::SpliceCounters;
+
 /// How many rule codes [`Counters::by_rule`] has room for.
 pub const RULE_SLOTS: usize = 40;
 
@@ -12,6 +14,8 @@ pub struct Counters {
     pub by_rule: [u64; RULE_SLOTS],
     /// Connections that met an error, by [`ErrorCode`].
     pub by_error: [u64; ERROR_COUNT],
+    /// What was spliced.
+    pub splice: SpliceCounters,
 }
 
 impl Counters {
@@ -19,6 +23,7 @@ impl Counters {
     pub const ZERO: Self = Self {
         by_rule: [0; RULE_SLOTS],
         by_error: [0; ERROR_COUNT],
+        splice: SpliceCounters::ZERO,
     };
 }
 

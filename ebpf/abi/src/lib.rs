@@ -20,6 +20,7 @@ mod lists;
 mod offsets;
 mod pod;
 mod routes;
+mod splice;
 #[cfg(feature = "user")]
 mod user;
 
@@ -36,6 +37,10 @@ pub use pod::{Hairpin, MAX_GROUPS, MAX_OWNERS, NOBODY, PodSettings, flags};
 pub use routes::{
     INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, Interface, InterfaceKey, LINK_HEADER_UNKNOWN,
     ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
+};
+pub use splice::{
+    END_PASSIVE, END_PROXY, End, EndKey, FALLBACK_SLOTS, Fallback, Sender, SpliceCounters,
+    SpliceMode, SpliceOffsets,
 };
 
 /// The kernel's name of a network namespace: never reused while the node runs

@@ -1,3 +1,5 @@
+use crate::SpliceMode;
+
 /// How many uids, and how many gids, may own a proxy (`-u`, `-g`).
 pub const MAX_OWNERS: usize = 16;
 
@@ -33,6 +35,8 @@ pub struct PodSettings {
     pub other_ports: [u16; 4],
     /// A [`Hairpin`] code.
     pub hairpin: u32,
+    /// A [`SpliceMode`] code.
+    pub splice: u32,
     /// The IPv4 loopback CIDR that is always direct, network byte order.
     pub loopback4: u32,
     /// Its mask, network byte order.
@@ -65,6 +69,7 @@ impl PodSettings {
             dns_port: 0,
             other_ports: [0; 4],
             hairpin: Hairpin::Spared as u32,
+            splice: SpliceMode::Off as u32,
             loopback4: u32::from_ne_bytes([127, 0, 0, 1]),
             loopback4_mask: u32::MAX,
             uid_count: 0,

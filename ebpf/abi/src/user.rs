@@ -1,8 +1,9 @@
 //! The agent's side: which of these types may be read from and written to maps.
 
 use crate::{
-    Addr, CidrKey, Counters, Endpoint, Event, FlowKey, Interface, InterfaceKey, KernelOffsets,
-    ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
+    Addr, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
+    KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey, Sender,
+    SpliceCounters, SpliceOffsets,
 };
 
 macro_rules! pod {
@@ -19,6 +20,8 @@ pod!(
     Addr,
     CidrKey,
     Counters,
+    End,
+    EndKey,
     Endpoint,
     Event,
     FlowKey,
@@ -31,13 +34,18 @@ pod!(
     PortChunkKey,
     Route,
     RouteKey,
+    Sender,
+    SpliceOffsets,
 );
 
 // Sizes as the sum of the fields: a type with hidden padding does not compile.
 const _: () = {
     assert!(size_of::<Addr>() == 16);
     assert!(size_of::<CidrKey>() == 24);
-    assert!(size_of::<Counters>() == 8 * 56);
+    assert!(size_of::<Counters>() == 8 * 56 + size_of::<SpliceCounters>());
+    assert!(size_of::<SpliceCounters>() == 8 * 18);
+    assert!(size_of::<End>() == 32);
+    assert!(size_of::<EndKey>() == 56);
     assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<Event>() == 16);
     assert!(size_of::<FlowKey>() == 48);
@@ -45,9 +53,11 @@ const _: () = {
     assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<KernelOffsets>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
-    assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 6 + 16 + 16 + 64));
+    assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 7 + 16 + 16 + 64));
     assert!(size_of::<PortChunk>() == 512);
     assert!(size_of::<PortChunkKey>() == 8);
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<RouteKey>() == 24);
+    assert!(size_of::<Sender>() == 56 + 32 + 4 * 6);
+    assert!(size_of::<SpliceOffsets>() == 4 * 15);
 };

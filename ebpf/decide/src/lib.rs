@@ -5,6 +5,8 @@
 //! read from top to bottom like the iptables chains that it stands for. Nothing
 //! here reads memory that it was not given, so it runs and is tested anywhere.
 //!
+//! [`splice`] decides over one message between two sockets of the node.
+//!
 //! Lists of ports and of address ranges are asked for through [`Lists`], and
 //! only when a rule needs them: in the kernel each question is a map lookup.
 #![no_std]
@@ -13,15 +15,17 @@
 mod inbound;
 mod outbound;
 mod rule;
+mod splice;
 
 // The tests in tests/ use these; the lint asks the empty unit test, too.
 #[cfg(test)]
 use {ipnet as _, proptest as _, shunt_istio_rules as _};
 
 pub use inbound::{Inbound, inbound};
-pub use outbound::{Outbound, may_capture, outbound};
+pub use outbound::{Outbound, is_proxy, may_capture, outbound};
 pub use rule::{Rule, Verdict};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
+pub use splice::{Message, Way, splice};
 
 /// The pod's lists.
 pub trait Lists {

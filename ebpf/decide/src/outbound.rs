@@ -242,6 +242,12 @@ fn contains<const N: usize>(ids: &[u32; N], id: u32) -> bool {
     found != 0
 }
 
+/// Whether the proxy owns a socket of this uid or gid, as the rules have it.
+#[inline(always)]
+pub fn is_proxy(settings: &PodSettings, uid: u32, gid: u32) -> bool {
+    contains(&settings.uids, uid) || contains(&settings.gids, gid)
+}
+
 /// How rules 4 and 5 differ.
 struct OwnerRules {
     hairpin: Rule,

@@ -5,4 +5,5 @@ mod contract;
 mod oracle;
 mod random;
 mod settings;
+mod splice;
 mod support;

@@ -13,13 +13,16 @@ use core::{
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_PSEUDO_HDR, BPF_TCP_ESTABLISHED, bpf_sk_lookup,
-        bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sock_tuple, bpf_sockopt,
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_TCP_ESTABLISHED,
+        bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sock_tuple, bpf_sockopt, file,
+        seq_file, sk_action::SK_PASS, sk_msg_md,
     },
+    btf_maps::SockHash,
     helpers::generated::{
-        bpf_bind, bpf_get_netns_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_set_retval,
-        bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes,
-        bpf_skc_lookup_tcp, bpf_sock_ops_cb_flags_set,
+        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_l3_csum_replace,
+        bpf_l4_csum_replace, bpf_msg_apply_bytes, bpf_msg_redirect_hash, bpf_seq_write,
+        bpf_set_retval, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skc_lookup_tcp, bpf_sock_from_file, bpf_sock_ops_cb_flags_set,
     },
 };
 use shunt_abi::{Addr, Endpoint, NetnsCookie};
@@ -394,13 +397,197 @@ impl TcpEvent {
         Endpoint::new(addr, port)
     }
 
-    /// Asks for state callbacks of this socket, beside those already asked for.
+    /// Asks for callbacks of this socket, beside those already asked for.
     #[inline(always)]
-    pub fn watch_state(self, flag: u32) {
+    pub fn watch(self, flags: u32) {
         let asked = read!(self.0, bpf_sock_ops_cb_flags);
+        self.set_watched(asked | flags);
+    }
+
+    /// Asks for no more callbacks of these kinds.
+    #[inline(always)]
+    pub fn unwatch(self, flags: u32) {
+        let asked = read!(self.0, bpf_sock_ops_cb_flags);
+        self.set_watched(asked & !flags);
+    }
+
+    #[inline(always)]
+    fn set_watched(self, flags: u32) {
         // SAFETY: the context of this very run. It fails only for sockets that
         // are not full, and then there is nothing to watch.
-        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, (asked | flag) as i32) };
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// The socket's cookie.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// How many segments with data it has sent.
+    #[inline(always)]
+    pub fn data_segments(self) -> u32 {
+        read!(self.0, data_segs_out)
+    }
+
+    /// The sequence number of the first byte that this side sends, and that of
+    /// the first byte of the other side. `active` says that this side called
+    /// connect(): its SYN is among the bytes that the kernel counts.
+    #[inline(always)]
+    pub fn first_bytes(self, active: bool) -> (u32, u32) {
+        let acked = read!(self.0, bytes_acked) as u32;
+        let received = read!(self.0, bytes_received) as u32;
+        let own = read!(self.0, snd_una).wrapping_sub(acked);
+        let remote = read!(self.0, rcv_nxt).wrapping_sub(received);
+        (own.wrapping_add(active as u32), remote)
+    }
+}
+
+/// What a `sk_msg` program sees: a message that a socket sends.
+#[derive(Clone, Copy)]
+pub struct Outgoing(*mut sk_msg_md);
+
+impl Outgoing {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut sk_msg_md) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket (Linux 5.8).
+    #[inline(always)]
+    pub fn socket(self) -> Socket {
+        let sk: *mut bpf_sock = read!(self.0, __bindgen_anon_3.sk);
+        Socket(sk.cast())
+    }
+
+    /// How many bytes there are, or are left.
+    #[inline(always)]
+    pub fn size(self) -> u32 {
+        read!(self.0, size)
+    }
+
+    /// The network namespace of the socket (Linux 5.15).
+    #[inline(always)]
+    pub fn netns(self) -> NetnsCookie {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// Gives the first `bytes` of it to the socket that `map` has under `key`,
+    /// for its reader. The program is asked again about what is left.
+    ///
+    /// Fails when there is no such socket.
+    #[inline(always)]
+    pub fn give<K, const N: usize>(
+        self,
+        map: &'static SockHash<K, N>,
+        key: &mut K,
+        bytes: u32,
+    ) -> Result<(), HelperFailed> {
+        let map = core::ptr::from_ref(map).cast_mut().cast();
+        let key = core::ptr::from_mut(key).cast();
+        // SAFETY: the context of this run, a socket map and a key of it.
+        let done = unsafe { bpf_msg_redirect_hash(self.0, map, key, u64::from(BPF_F_INGRESS)) };
+        if done != i64::from(SK_PASS) {
+            return Err(HelperFailed);
+        }
+        if bytes < self.size() {
+            // SAFETY: the context of this run.
+            let _ = unsafe { bpf_msg_apply_bytes(self.0, bytes) };
+        }
+        Ok(())
+    }
+}
+
+/// What an iterator over open files sees (`struct bpf_iter__task_file`).
+#[derive(Clone, Copy)]
+pub struct FileVisit(*mut TaskFile);
+
+/// `struct bpf_iter__task_file`
+#[repr(C)]
+pub struct TaskFile {
+    meta: *mut c_void,
+    task: *mut c_void,
+    fd: u32,
+    file: *mut file,
+}
+
+impl FileVisit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut TaskFile) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket that the file is; `None` when it is none. `offset` is that of
+    /// `sk` in `struct socket` (Linux 5.11).
+    #[inline(always)]
+    pub fn socket(self, offset: u32) -> Option<Socket> {
+        let file = read!(self.0, file);
+        if file.is_null() {
+            return None;
+        }
+        // SAFETY: a file of this context.
+        let socket = unsafe { bpf_sock_from_file(file) };
+        if socket.is_null() {
+            return None;
+        }
+        // SAFETY: the verifier knows the structure and checks the offset.
+        let sk = unsafe {
+            read_volatile(
+                socket
+                    .cast::<u8>()
+                    .add(offset as usize)
+                    .cast::<*mut c_void>(),
+            )
+        };
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+}
+
+/// What an iterator over a socket map sees (`struct bpf_iter__sockmap`).
+#[derive(Clone, Copy)]
+pub struct MemberVisit(*mut Member);
+
+/// `struct bpf_iter__sockmap`
+#[repr(C)]
+pub struct Member {
+    meta: *mut VisitMeta,
+    map: *mut c_void,
+    key: *mut c_void,
+    sk: *mut c_void,
+}
+
+/// The start of `struct bpf_iter_meta`.
+#[repr(C)]
+struct VisitMeta {
+    seq: *mut seq_file,
+}
+
+impl MemberVisit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut Member) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket; `None` after the last one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk = read!(self.0, sk);
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+
+    /// Adds a byte to what the reader of the iterator reads.
+    #[inline(always)]
+    pub fn tick(self) {
+        let meta = read!(self.0, meta);
+        let seq = read!(meta, seq);
+        let byte = b'.';
+        // SAFETY: the file of this context, and one byte.
+        let _ = unsafe { bpf_seq_write(seq, addr_of!(byte).cast(), 1) };
     }
 }
 

@@ -7,8 +7,9 @@
 //! storage, and nothing is left behind.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
 use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, flags};
 
@@ -18,7 +19,7 @@ use crate::{
     facts::loopback_like,
     listeners,
     maps::{ASKED, FLOWS, FORWARDED, ORIGINAL_DST},
-    pods,
+    pods, splice_ends,
 };
 
 /// Follows a TCP socket.
@@ -29,9 +30,19 @@ pub fn event(event: TcpEvent) {
     };
     match event.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(event, socket),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take(event, socket),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => splice_ends::established(event, socket, true),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            take(event, socket);
+            splice_ends::established(event, socket, false);
+        }
+        BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listeners::opened(event, socket),
-        BPF_SOCK_OPS_STATE_CB if event.new_state() == BPF_TCP_CLOSE => withdraw(event, socket),
+        BPF_SOCK_OPS_STATE_CB => {
+            if event.new_state() == BPF_TCP_CLOSE {
+                withdraw(event, socket);
+            }
+            splice_ends::changes(event, socket);
+        }
         _ => {}
     }
 }
@@ -45,7 +56,7 @@ fn publish(event: TcpEvent, socket: Socket) {
     let netns = event.netns();
     let key = flow(netns, &event.local(), &event.remote());
     // A handshake that never ends leaves its entry to the end of the socket.
-    event.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG);
+    event.watch(BPF_SOCK_OPS_STATE_CB_FLAG);
     let published = FLOWS.insert(key, asked, 0).is_ok()
         && (key.server.is_loopback() || FLOWS.insert(twin(&key), asked, 0).is_ok());
     if !published {

@@ -34,22 +34,34 @@ static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
 
 /// The address of a kernel structure, as a number.
 #[derive(Clone, Copy)]
-struct Address(u64);
+pub struct Address(u64);
 
 impl Address {
     /// The address of a socket. The verifier allows no arithmetic on a pointer
     /// to a socket; what a helper has copied is a number to it.
     #[inline(always)]
-    fn of(socket: Socket) -> Option<Self> {
+    pub fn of(socket: Socket) -> Option<Self> {
         let pointer: *mut c_void = socket.as_ptr();
         // SAFETY: reads the eight bytes of the variable above.
         let number = unsafe { bpf_probe_read_kernel(core::ptr::from_ref(&pointer).cast::<u64>()) };
         number.ok().map(Self)
     }
 
+    /// One that was kept as a number; `None` for 0.
+    #[inline(always)]
+    pub fn kept(number: u64) -> Option<Self> {
+        (number != 0).then_some(Self(number))
+    }
+
+    /// The number, to be kept.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
     /// The value of a field.
     #[inline(always)]
-    fn field<T: Copy>(self, offset: u32) -> Option<T> {
+    pub fn field<T: Copy>(self, offset: u32) -> Option<T> {
         let from = (self.0 + u64::from(offset)) as *const T;
         // SAFETY: the helper checks the address; any bits are a T, which is an
         // integer or an array of them here.
@@ -58,7 +70,7 @@ impl Address {
 
     /// Where a field that is a pointer points to.
     #[inline(always)]
-    fn follow(self, offset: u32) -> Option<Self> {
+    pub fn follow(self, offset: u32) -> Option<Self> {
         match self.field::<u64>(offset) {
             Some(address) if address != 0 => Some(Self(address)),
             _ => None,

@@ -7,6 +7,8 @@
 //! from outside the pod is steered by [`lookup`] to a listener that
 //! [`listeners`] knows. What a virtual machine behind the pod sends is brought to
 //! the proxy by [`forward`], which reads and rewrites it by [`packet`].
+//! Two sockets of one node that talk to each other are spliced: [`splice_ends`]
+//! finds them, [`splice`] passes their messages on.
 //! [`maps`] says who writes and who reads which map;
 //! [`ctx`], [`kernel`] and
 //! [`storage`] are the only ones that touch raw pointers of the kernel.
@@ -27,4 +29,6 @@ pub mod maps;
 pub mod names;
 pub mod packet;
 pub mod pods;
+pub mod splice;
+pub mod splice_ends;
 pub mod storage;

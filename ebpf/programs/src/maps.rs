@@ -7,12 +7,15 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC},
-    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash,
+    },
     macros::btf_map,
 };
 use shunt_abi::{
-    Asked, CidrKey, Counters, Endpoint, Event, FlowKey, Interface, InterfaceKey, ListenerKey,
-    NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
+    Asked, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
+    ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
+    Sender,
 };
 
 use crate::storage::SocketStorage;
@@ -110,3 +113,39 @@ pub static COUNTERS: PerCpuHashMap<NetnsCookie, Counters, MAX_PODS, NO_PREALLOC>
 /// Requests to the agent. Written by `sk_lookup`.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 65_536> = RingBuf::new();
+
+/// The ends of connections that may be spliced, so that two ends on this node
+/// find each other. Written by `sock_ops` and read by it, by `sk_msg` and by the
+/// iterator over files; deleted when the socket closes. A connection that finds no
+/// room goes by TCP.
+#[btf_map]
+pub static ENDS: HashMap<EndKey, End, 131_072, NO_PREALLOC> = HashMap::new();
+
+/// The sockets that are spliced: both ends of each connection that has proved to
+/// be worth it, but for those in `RECEIVERS`. Written by the iterator over files; `sock_ops` takes out those of
+/// applications; read by `sk_msg`, which runs for its members. A connection that
+/// finds no room goes by TCP.
+#[btf_map]
+pub static SPLICED: SockHash<EndKey, 131_072> = SockHash::new();
+
+/// The sockets of proxies that are only given something: the other end is the
+/// application's, to which everything goes by TCP. No program runs for what they
+/// send. Written by the iterator over files; read by `sk_msg`.
+#[btf_map]
+pub static RECEIVERS: SockHash<EndKey, 131_072> = SockHash::new();
+
+/// What is known of a socket that may be spliced, kept with it. Written by
+/// `sock_ops`, `sk_msg`, the iterator and on the entry of a send, each its own
+/// fields.
+#[btf_map]
+pub static SENDERS: SocketStorage<Sender, NO_PREALLOC> = SocketStorage::new();
+
+/// Not 0 when everything is to go by TCP from now on. Written by the agent before
+/// it ends; read by `sk_msg`.
+#[btf_map]
+pub static SPLICE_STOP: Array<u32, 1> = Array::new();
+
+/// Tells the agent that there are connections for `SPLICED`. Written by
+/// `sock_ops`.
+#[btf_map]
+pub static SPLICE_WANTED: RingBuf<NetnsCookie, 4096> = RingBuf::new();

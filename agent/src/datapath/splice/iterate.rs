@@ -1,0 +1,117 @@
+//! Iterators over kernel objects, started with a target: aya starts those
+//! without one.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{Iter, iter::IterLink};
+use nix::libc;
+
+/// `BPF_LINK_CREATE`
+const LINK_CREATE: libc::c_long = 28;
+/// `BPF_ITER_CREATE`
+const ITER_CREATE: libc::c_long = 33;
+/// `BPF_TRACE_ITER`
+const TRACE_ITER: u32 = 28;
+
+/// `union bpf_attr` for [`LINK_CREATE`] of an iterator.
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    /// The address of an [`OverMap`].
+    info: u64,
+    info_len: u32,
+    pad: u32,
+}
+
+/// `union bpf_iter_link_info` of an iterator over a map.
+#[repr(C)]
+struct OverMap {
+    map: u32,
+    rest: [u32; 7],
+}
+
+/// `union bpf_attr` for [`ITER_CREATE`].
+#[repr(C)]
+struct IterCreate {
+    link: u32,
+    flags: u32,
+}
+
+/// Runs an iterator that takes no target to its end.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) fn all(program: &mut Iter) -> Result<Vec<u8>> {
+    let link = program.attach().context("cannot start an iterator")?;
+    let link: IterLink = program.take_link(link).context("cannot keep an iterator")?;
+    read(link.into_file().context("cannot open an iterator")?)
+}
+
+/// Runs an iterator over the elements of a map to its end.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) fn over_map(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let program = program.fd().context("the iterator is not loaded")?;
+    let over = OverMap {
+        map: raw(map),
+        rest: [0; 7],
+    };
+    let create = LinkCreate {
+        program: raw(program.as_fd()),
+        target: 0,
+        attach_type: TRACE_ITER,
+        flags: 0,
+        info: std::ptr::from_ref(&over).addr() as u64,
+        info_len: size_of::<OverMap>() as u32,
+        pad: 0,
+    };
+    let link = bpf(LINK_CREATE, &create).context("cannot start an iterator over a map")?;
+    let create = IterCreate {
+        link: raw(link.as_fd()),
+        flags: 0,
+    };
+    let iterator = bpf(ITER_CREATE, &create).context("cannot open an iterator over a map")?;
+    read(File::from(iterator))
+}
+
+fn read(mut iterator: File) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    iterator
+        .read_to_end(&mut text)
+        .context("an iterator failed")?;
+    Ok(text)
+}
+
+fn raw(descriptor: BorrowedFd<'_>) -> u32 {
+    descriptor.as_raw_fd().unsigned_abs()
+}
+
+/// bpf(2), for the commands that give a descriptor.
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the attributes are those of the command, of that length, and what
+    // they point to outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
+        )
+    };
+    match i32::try_from(done) {
+        // SAFETY: the kernel has just made it for this process.
+        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,254 @@
+use crate::{Addr, Endpoint, NetnsCookie};
+
+/// How far splicing goes. The codes are ordered: the smaller one does less.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SpliceMode {
+    /// Nothing is spliced.
+    #[default]
+    Off = 0,
+    /// What one proxy sends to another is spliced. No socket of an application has
+    /// a part in it.
+    Between = 1,
+    /// So is what the application sends to its proxy: bytes are spliced into
+    /// sockets of a proxy only.
+    Proxy = 2,
+    /// Bytes are spliced into sockets of the application as well.
+    All = 3,
+}
+
+/// Key of the maps `ENDS` and `SPLICED`: one end of a TCP connection. The other
+/// end of the same connection has the key with the two sides exchanged.
+///
+/// Addresses and ports are not enough: they repeat between namespaces. The two
+/// sequence numbers are chosen by the two ends for this one connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+pub struct EndKey {
+    /// The network namespace, of a connection over loopback; or else 0.
+    pub scope: NetnsCookie,
+    /// The address on this side.
+    pub local: Addr,
+    /// The address on the other side.
+    pub remote: Addr,
+    /// The port on this side, host byte order.
+    pub local_port: u16,
+    /// The port on the other side, host byte order.
+    pub remote_port: u16,
+    /// The sequence number of the first byte that this side sends.
+    pub local_start: u32,
+    /// The sequence number of the first byte that the other side sends.
+    pub remote_start: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+impl EndKey {
+    /// The end of a connection in the namespace `netns`, between `local` and
+    /// `remote`; see the fields for the sequence numbers.
+    #[inline(always)]
+    pub const fn new(
+        netns: NetnsCookie,
+        local: &Endpoint,
+        remote: &Endpoint,
+        local_start: u32,
+        remote_start: u32,
+    ) -> Self {
+        let inside = local.addr.is_loopback() || remote.addr.is_loopback();
+        Self {
+            scope: if inside { netns } else { 0 },
+            local: local.addr,
+            remote: remote.addr,
+            local_port: local.port,
+            remote_port: remote.port,
+            local_start,
+            remote_start,
+            pad: 0,
+        }
+    }
+
+    /// The other end.
+    #[inline(always)]
+    pub const fn peer(&self) -> Self {
+        Self {
+            scope: self.scope,
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            local_start: self.remote_start,
+            remote_start: self.local_start,
+            pad: 0,
+        }
+    }
+}
+
+/// Value of the map `ENDS`: what the other end has to know of this one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// Where the kernel has its `struct sock`. It is believed only as long as
+    /// there is a socket with this cookie.
+    pub address: u64,
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The network namespace.
+    pub netns: NetnsCookie,
+    /// Bits `END_…`.
+    pub flags: u32,
+    /// 1 when both ends are known and the agent is to put this one into
+    /// `SPLICED`.
+    pub wanted: u32,
+}
+
+/// Bit of [`End::flags`]: the socket is the proxy's.
+pub const END_PROXY: u32 = 1 << 0;
+/// Bit of [`End::flags`]: the connection was accepted here.
+pub const END_PASSIVE: u32 = 1 << 1;
+
+/// Value of the socket storage `SENDERS`: what is known of a socket that may be
+/// spliced. Each field has one writer at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    /// Which end of which connection it is; meaningful when `known` is set.
+    pub key: EndKey,
+    /// The other end, as it was found in `ENDS`; its address is 0 before.
+    pub peer: End,
+    /// Bits `END_…`. Written by `sock_ops` when it is established.
+    pub flags: u32,
+    /// 1 when its end is in `ENDS`. Written by `sock_ops`.
+    pub known: u32,
+    /// How often its peer was looked for. Written by `sock_ops`.
+    pub looks: u32,
+    /// 1 when it is in `SPLICED`. Written by the agent's iterator, and by
+    /// `sock_ops`, which takes it out.
+    pub member: u32,
+    /// 1 when the last bytes went to the other end directly. Written by `sk_msg`.
+    pub spliced: u32,
+    /// 1 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`, and it goes
+    /// by TCP from now on.
+    pub leaving: u32,
+}
+
+/// Where the running kernel keeps what splicing looks at, in bytes from the start
+/// of each structure; from the kernel's BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpliceOffsets {
+    /// `struct sock`: `sk_socket`
+    pub sock_socket: u32,
+    /// `struct socket`: `file`
+    pub socket_file: u32,
+    /// `struct socket`: `sk`
+    pub socket_sock: u32,
+    /// `struct file`: `f_flags`
+    pub file_flags: u32,
+    /// `struct sock_common`: `skc_cookie`
+    pub common_cookie: u32,
+    /// `struct sock`: `sk_backlog.rmem_alloc`, the bytes that wait to be read
+    pub sock_queued: u32,
+    /// `struct sock`: `sk_rcvbuf`
+    pub sock_buffer: u32,
+    /// `struct sock_common`: `skc_flags`
+    pub sock_flags: u32,
+    /// `struct sock`: `sk_user_data`
+    pub sock_user_data: u32,
+    /// `struct inet_connection_sock`: `icsk_ulp_ops`
+    pub icsk_ulp: u32,
+    /// `struct tcp_sock`: `copied_seq`
+    pub tcp_copied: u32,
+    /// `struct tcp_sock`: `write_seq`
+    pub tcp_written: u32,
+    /// `struct tcp_sock`: `snd_una`
+    pub tcp_acked: u32,
+    /// `struct sk_psock`: `ingress_msg`
+    pub psock_queue: u32,
+    /// The bit of `sk_flags` that SO_ZEROCOPY sets.
+    pub zerocopy_bit: u32,
+}
+
+/// How many codes [`Fallback`] has room for.
+pub const FALLBACK_SLOTS: usize = 16;
+
+/// Why a message went by TCP although its socket can be spliced.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// The pod's settings, or those of the other end's pod, do not want it, or
+    /// the agent is about to stop.
+    NotWanted = 0,
+    /// The other end is not known here, or is gone.
+    PeerUnknown = 1,
+    /// The other end is the application's, and the mode is `proxy`.
+    IntoApplication = 2,
+    /// The other end has not yet read what came before by TCP.
+    NotDrained = 3,
+    /// The other end has not read enough of what it was given.
+    ReceiverFull = 4,
+    /// The socket is in blocking mode.
+    Blocking = 5,
+    /// A single byte, which may be urgent data.
+    SingleByte = 6,
+    /// One of the ends has a protocol on top of TCP, such as kTLS.
+    Layered = 7,
+    /// The kernel could not do it: the other end is not in the map, or not any
+    /// more.
+    Failed = 8,
+    /// The socket has SO_ZEROCOPY, and may ask to be told when its bytes are sent.
+    Zerocopy = 9,
+}
+
+impl Fallback {
+    /// Every code, in order.
+    pub const ALL: [Self; 10] = [
+        Self::NotWanted,
+        Self::PeerUnknown,
+        Self::IntoApplication,
+        Self::NotDrained,
+        Self::ReceiverFull,
+        Self::Blocking,
+        Self::SingleByte,
+        Self::Layered,
+        Self::Failed,
+        Self::Zerocopy,
+    ];
+
+    /// Its name in `shunt status` and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotWanted => "not_wanted",
+            Self::PeerUnknown => "peer_unknown",
+            Self::IntoApplication => "into_application",
+            Self::NotDrained => "not_drained",
+            Self::ReceiverFull => "receiver_full",
+            Self::Blocking => "blocking",
+            Self::SingleByte => "single_byte",
+            Self::Layered => "layered",
+            Self::Failed => "failed",
+            Self::Zerocopy => "zerocopy",
+        }
+    }
+}
+
+/// Part of [`Counters`](crate::Counters): what the sockets of a pod sent, since
+/// they can be spliced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpliceCounters {
+    /// Bytes that were given to the other end directly.
+    pub bytes: u64,
+    /// Messages that were, in whole or in part.
+    pub messages: u64,
+    /// Messages that went by TCP, by [`Fallback`].
+    pub fallbacks: [u64; FALLBACK_SLOTS],
+}
+
+impl SpliceCounters {
+    /// Nothing counted yet.
+    pub const ZERO: Self = Self {
+        bytes: 0,
+        messages: 0,
+        fallbacks: [0; FALLBACK_SLOTS],
+    };
+}

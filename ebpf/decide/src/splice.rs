@@ -1,0 +1,109 @@
+use shunt_abi::{Fallback, SpliceMode};
+
+/// What is known when a socket that may be spliced sends a message. Nothing of
+/// its own can change while it does: the kernel holds its lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// A [`SpliceMode`] code: the least of what both pods allow.
+    pub mode: u32,
+    /// The socket is the proxy's.
+    pub from_proxy: bool,
+    /// The other end is the proxy's.
+    pub into_proxy: bool,
+    /// The other end is known, and alive.
+    pub peer_known: bool,
+    /// The sender's file is in blocking mode.
+    pub blocking: bool,
+    /// The sender has SO_ZEROCOPY.
+    pub zerocopy: bool,
+    /// One of the ends has a protocol on top of TCP.
+    pub layered: bool,
+    /// The last bytes were spliced.
+    pub spliced: bool,
+    /// The sequence number after the last byte that was given to TCP.
+    pub written: u32,
+    /// The sequence number after the last one that is acknowledged.
+    pub acked: u32,
+    /// The sequence number after the last byte of TCP's that the other end has
+    /// read.
+    pub read: u32,
+    /// How many bytes the other end has not yet read, as the kernel counts them
+    /// against its buffer.
+    pub queued: u32,
+    /// The other end's receive buffer, in bytes.
+    pub buffer: u32,
+    /// The message's size in bytes.
+    pub size: u32,
+}
+
+/// Which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// This many of its first bytes are given to the other end directly. What is
+    /// left is asked about again.
+    Splice(u32),
+    /// By TCP; the next message may go the other way.
+    Tcp(Fallback),
+    /// By TCP, and so does everything that the socket sends from now on.
+    TcpForGood(Fallback),
+}
+
+/// A message is cut only where at least this much of it goes at once, in bytes.
+const LEAST_PIECE: u32 = 16 * 1024;
+
+/// Decides over one message, or what is left of it.
+///
+/// What was spliced is always read before what came by TCP. So TCP may follow
+/// what was spliced at any time; and what is spliced may follow TCP only when
+/// all of that was read.
+#[inline(always)]
+pub const fn splice(message: &Message) -> Way {
+    // The kernel would tell of each part of a message that it is sent, or of none.
+    if message.zerocopy {
+        return Way::TcpForGood(Fallback::Zerocopy);
+    }
+    if message.blocking && !message.from_proxy {
+        return Way::TcpForGood(Fallback::Blocking);
+    }
+    // Nobody tells whether a message is urgent data (MSG_OOB), which spliced would
+    // be read as any other. It is sent byte by byte, because of several only the
+    // last would be urgent.
+    if message.size == 1 {
+        return Way::Tcp(Fallback::SingleByte);
+    }
+    let wanted = if message.from_proxy {
+        SpliceMode::Between
+    } else {
+        SpliceMode::Proxy
+    };
+    if message.mode < wanted as u32 {
+        return Way::Tcp(Fallback::NotWanted);
+    }
+    if !message.peer_known {
+        return Way::Tcp(Fallback::PeerUnknown);
+    }
+    if !message.into_proxy && message.mode < SpliceMode::All as u32 {
+        return Way::Tcp(Fallback::IntoApplication);
+    }
+    if message.layered {
+        return Way::Tcp(Fallback::Layered);
+    }
+    if !message.spliced && !drained(message) {
+        return Way::Tcp(Fallback::NotDrained);
+    }
+    let room = (message.buffer / 2).saturating_sub(message.queued);
+    if message.size <= room {
+        Way::Splice(message.size)
+    } else if room >= LEAST_PIECE {
+        Way::Splice(room)
+    } else {
+        Way::Tcp(Fallback::ReceiverFull)
+    }
+}
+
+/// Whether the other end has read everything: what was given to TCP, and what
+/// was spliced before that.
+#[inline(always)]
+const fn drained(message: &Message) -> bool {
+    message.acked == message.written && message.read == message.written && message.queued == 0
+}

@@ -1,0 +1,206 @@
+//! The decision over one message between two sockets of the node.
+
+use proptest::prelude::*;
+use shunt_abi::{Fallback, SpliceMode};
+use shunt_decide::{Message, Way, splice};
+
+/// A message of the application's to its proxy that nothing speaks against.
+const GOOD: Message = Message {
+    mode: SpliceMode::Proxy as u32,
+    from_proxy: false,
+    into_proxy: true,
+    peer_known: true,
+    blocking: false,
+    zerocopy: false,
+    layered: false,
+    spliced: false,
+    written: 1000,
+    acked: 1000,
+    read: 1000,
+    queued: 0,
+    buffer: 131_072,
+    size: 100,
+};
+
+#[test]
+fn nothing_speaks_against_it() {
+    assert_eq!(splice(&GOOD), Way::Splice(100));
+}
+
+#[test]
+fn each_condition_sends_it_by_tcp() {
+    use Fallback::{
+        Blocking, IntoApplication, Layered, NotDrained, NotWanted, PeerUnknown, ReceiverFull,
+        SingleByte, Zerocopy,
+    };
+    let rows = [
+        (Message { mode: 0, ..GOOD }, Way::Tcp(NotWanted)),
+        (Message { mode: 1, ..GOOD }, Way::Tcp(NotWanted)),
+        (
+            Message {
+                into_proxy: false,
+                ..GOOD
+            },
+            Way::Tcp(IntoApplication),
+        ),
+        (
+            Message {
+                peer_known: false,
+                ..GOOD
+            },
+            Way::Tcp(PeerUnknown),
+        ),
+        (
+            Message {
+                blocking: true,
+                ..GOOD
+            },
+            Way::TcpForGood(Blocking),
+        ),
+        (
+            Message {
+                zerocopy: true,
+                ..GOOD
+            },
+            Way::TcpForGood(Zerocopy),
+        ),
+        (
+            Message {
+                layered: true,
+                ..GOOD
+            },
+            Way::Tcp(Layered),
+        ),
+        (Message { size: 1, ..GOOD }, Way::Tcp(SingleByte)),
+        (
+            Message {
+                written: 1001,
+                ..GOOD
+            },
+            Way::Tcp(NotDrained),
+        ),
+        (Message { acked: 999, ..GOOD }, Way::Tcp(NotDrained)),
+        (Message { read: 999, ..GOOD }, Way::Tcp(NotDrained)),
+        (Message { queued: 1, ..GOOD }, Way::Tcp(NotDrained)),
+        (
+            Message {
+                spliced: true,
+                queued: 65_500,
+                ..GOOD
+            },
+            Way::Tcp(ReceiverFull),
+        ),
+    ];
+    for (message, way) in rows {
+        assert_eq!(splice(&message), way, "{message:?}");
+    }
+}
+
+#[test]
+fn the_mode_says_between_whom() {
+    let rows = [
+        (SpliceMode::Off, [false; 4]),
+        (SpliceMode::Between, [false, false, false, true]),
+        (SpliceMode::Proxy, [false, true, false, true]),
+        (SpliceMode::All, [true; 4]),
+    ];
+    for (mode, expected) in rows {
+        let found = [(false, false), (false, true), (true, false), (true, true)].map(
+            |(from_proxy, into_proxy)| {
+                let message = Message {
+                    mode: mode as u32,
+                    from_proxy,
+                    into_proxy,
+                    ..GOOD
+                };
+                matches!(splice(&message), Way::Splice(_))
+            },
+        );
+        assert_eq!(found, expected, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_large_message_is_cut_to_what_there_is_room_for() {
+    let message = Message {
+        size: 1 << 20,
+        ..GOOD
+    };
+    assert_eq!(splice(&message), Way::Splice(65_536));
+    let rest = Message {
+        spliced: true,
+        queued: 65_536,
+        ..message
+    };
+    assert_eq!(splice(&rest), Way::Tcp(Fallback::ReceiverFull));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The two sides of a connection, played through: whatever is sent and read,
+    /// and in whatever lengths, it is read in the order in which it was sent, and no
+    /// more than half of the buffer is ever held beside what TCP holds.
+    #[test]
+    fn the_order_is_kept(steps in proptest::collection::vec((any::<bool>(), 1_u32..100_000), 1..40)) {
+        let mut play = Play::default();
+        for (sends, length) in steps {
+            if sends { play.send(length) } else { play.read(length) }
+            prop_assert!(play.direct.len() <= 65_536);
+        }
+        play.read(u32::MAX);
+        prop_assert_eq!(play.got, (0..play.next).collect::<Vec<u32>>());
+    }
+}
+
+/// One direction of a connection. A byte is its number.
+#[derive(Default)]
+struct Play {
+    next: u32,
+    written: u32,
+    read: u32,
+    spliced: bool,
+    direct: Vec<u32>,
+    tcp: Vec<u32>,
+    got: Vec<u32>,
+}
+
+impl Play {
+    fn send(&mut self, length: u32) {
+        let mut left = length;
+        while left > 0 {
+            let message = Message {
+                spliced: self.spliced,
+                written: self.written,
+                acked: self.written,
+                read: self.read,
+                queued: self.direct.len() as u32 + self.tcp.len() as u32,
+                size: left,
+                ..GOOD
+            };
+            let (direct, sent) = match splice(&message) {
+                Way::Splice(bytes) => (true, bytes),
+                Way::Tcp(_) | Way::TcpForGood(_) => (false, left),
+            };
+            let bytes = self.next..self.next + sent;
+            if direct {
+                self.direct.extend(bytes);
+            } else {
+                self.tcp.extend(bytes);
+                self.written = self.written.wrapping_add(sent);
+            }
+            self.spliced = direct;
+            self.next += sent;
+            left -= sent;
+        }
+    }
+
+    /// The kernel reads what was spliced first.
+    fn read(&mut self, length: u32) {
+        let direct = self.direct.len().min(length as usize);
+        self.got.extend(self.direct.drain(..direct));
+        let tcp = self.tcp.len().min(length as usize - direct);
+        self.got.extend(self.tcp.drain(..tcp));
+        self.read = self.read.wrapping_add(tcp as u32);
+    }
+}

@@ -1,0 +1,348 @@
+//! Which sockets are spliced: those whose other end is on this node, too, and
+//! that have sent something more than once.
+//!
+//! A socket in a socket map reads by other code of the kernel's than the rest,
+//! which a program that reads in blocking mode can tell. So nothing is put there
+//! when a connection comes to be, while nobody knows how it will be read, but
+//! later, by the agent's iterator over open files, which looks at the file: only
+//! non-blocking ones are spliced. Until then everything goes by TCP, and for a
+//! connection of one request nothing is ever done.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    Global,
+    bindings::{
+        BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
+        BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
+    },
+    helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
+};
+use shunt_abi::{
+    END_PASSIVE, END_PROXY, End, EndKey, NetnsCookie, PodSettings, Sender, SpliceMode,
+    SpliceOffsets,
+};
+
+use crate::{
+    ctx::{FileVisit, Socket, TcpEvent},
+    kernel::{self, Address},
+    maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
+    pods,
+};
+
+/// Where the running kernel keeps what is read here. Set by the agent when it
+/// loads the programs.
+#[unsafe(no_mangle)]
+static SPLICE_OFFSETS: Global<SpliceOffsets> = Global::new(SpliceOffsets {
+    sock_socket: 0,
+    socket_file: 0,
+    socket_sock: 0,
+    file_flags: 0,
+    common_cookie: 0,
+    sock_queued: 0,
+    sock_buffer: 0,
+    sock_flags: 0,
+    sock_user_data: 0,
+    icsk_ulp: 0,
+    tcp_copied: 0,
+    tcp_written: 0,
+    tcp_acked: 0,
+    psock_queue: 0,
+    zerocopy_bit: 0,
+});
+
+/// The node's [`SpliceMode`]. Set by the agent when it loads the programs: with 0
+/// all of this is left out of them.
+#[unsafe(no_mangle)]
+static SPLICE_MODE: Global<u32> = Global::new(0);
+
+/// How often the other end of a socket is looked for, once for each
+/// acknowledgement, before it counts as not on this node.
+const PATIENCE: u32 = 64;
+
+/// `O_NONBLOCK`
+const NONBLOCK: u32 = 0o4000;
+
+/// Where the running kernel keeps what splicing looks at.
+#[inline(always)]
+pub fn offsets() -> SpliceOffsets {
+    SPLICE_OFFSETS.load()
+}
+
+/// Whether anything is spliced on this node.
+#[inline(always)]
+fn is_on() -> bool {
+    SPLICE_MODE.load() != SpliceMode::Off as u32
+}
+
+/// A socket of an enrolled namespace is connected, by its own call (`active`) or
+/// by accepting.
+#[inline(always)]
+pub fn established(event: TcpEvent, socket: Socket, active: bool) {
+    if !is_on() {
+        return;
+    }
+    let netns = event.netns();
+    let Some(settings) = pods::settings(netns) else {
+        return;
+    };
+    if settings.splice == SpliceMode::Off as u32 {
+        return;
+    }
+    let proxy = if active {
+        is_proxys(socket, settings)
+    } else {
+        // What a proxy's listener hands down.
+        ORIGINAL_DST.get(socket).is_some()
+    };
+    if !proxy && settings.splice < SpliceMode::Proxy as u32 {
+        return;
+    }
+    let mut flags = 0;
+    if proxy {
+        flags |= END_PROXY;
+    }
+    if !active {
+        flags |= END_PASSIVE;
+    }
+    let first = Sender {
+        flags,
+        ..Sender::default()
+    };
+    // Without memory it goes by TCP.
+    let Some(sender) = SENDERS.get_or_insert(socket, first) else {
+        return;
+    };
+    event.watch(BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
+    if proxy && !active {
+        // It may never send anything, and so hear of no acknowledgement.
+        publish(event, socket, netns, sender);
+    }
+}
+
+/// Whether a proxy owns the socket, as the rules have it.
+#[inline(always)]
+fn is_proxys(socket: Socket, settings: &PodSettings) -> bool {
+    kernel::owner(socket).is_some_and(|(uid, gid)| shunt_decide::is_proxy(settings, uid, gid))
+}
+
+/// Something that it sent was acknowledged.
+#[inline(always)]
+pub fn acknowledged(event: TcpEvent, socket: Socket) {
+    if !is_on() {
+        return;
+    }
+    let Some(sender) = SENDERS.get_mut(socket) else {
+        return;
+    };
+    if sender.member != 0 {
+        stay_or_leave(event, sender);
+        return;
+    }
+    if sender.looks >= PATIENCE || sender.leaving != 0 {
+        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        return;
+    }
+    // The first request and its answer are over before this would be of use.
+    if event.data_segments() < 2 || !is_nonblocking(socket) {
+        sender.looks += 1;
+        return;
+    }
+    let netns = event.netns();
+    if sender.known == 0 {
+        publish(event, socket, netns, sender);
+    }
+    let look = sender.looks;
+    sender.looks += 1;
+    // The agent is told again where it was too slow, or missed it.
+    if look.is_power_of_two() || look == 0 {
+        ask_for(netns, sender);
+    }
+}
+
+/// A socket that is spliced heard of an acknowledgement: something of it went by
+/// TCP.
+#[inline(always)]
+fn stay_or_leave(event: TcpEvent, sender: &mut Sender) {
+    if sender.flags & END_PROXY != 0 {
+        // It stays to its end: what was given to it would be lost with its place.
+        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+    } else if sender.leaving != 0 {
+        take_out(sender);
+        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+    }
+}
+
+/// Lets the other end find this one.
+#[inline(always)]
+fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sender) {
+    let Some(address) = Address::of(socket) else {
+        return;
+    };
+    let active = sender.flags & END_PASSIVE == 0;
+    let (own, remote) = event.first_bytes(active);
+    sender.key = EndKey::new(netns, &event.local(), &event.remote(), own, remote);
+    let end = End {
+        address: address.number(),
+        cookie: event.cookie(),
+        netns,
+        flags: sender.flags,
+        wanted: 0,
+    };
+    if ENDS.insert(sender.key, end, 0).is_ok() {
+        sender.known = 1;
+    }
+}
+
+/// Has the agent put both ends into the map, when the other one is here.
+#[inline(always)]
+fn ask_for(netns: NetnsCookie, sender: &Sender) {
+    let (Some(own), Some(peer)) = (
+        ENDS.get_ptr_mut(sender.key),
+        ENDS.get_ptr_mut(sender.key.peer()),
+    ) else {
+        return;
+    };
+    // SAFETY: elements of the map; the field is set and never cleared.
+    unsafe {
+        if ((*own).flags | (*peer).flags) & END_PROXY == 0 {
+            return;
+        }
+        (*own).wanted = 1;
+        (*peer).wanted = 1;
+    }
+    // When the ring is full the agent has been told often enough.
+    let _ = SPLICE_WANTED.output(netns, 0);
+}
+
+/// The state of a socket is about to change.
+#[inline(always)]
+pub fn changes(event: TcpEvent, socket: Socket) {
+    if !is_on() {
+        return;
+    }
+    let Some(sender) = SENDERS.get_mut(socket) else {
+        return;
+    };
+    let state = event.new_state();
+    // A program that has sent its last may now read in any way. Nothing was put
+    // into its queue, so that nothing is lost; of those into whose queue something
+    // may have been put, the kernel lets go when they are closed.
+    let at_end = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
+    if at_end
+        && sender.flags & END_PROXY == 0
+        && SPLICE_MODE.load() != SpliceMode::All as u32
+        && sender.member != 0
+    {
+        take_out(sender);
+    }
+    if state == BPF_TCP_CLOSE {
+        if sender.known != 0 {
+            let _ = ENDS.remove(sender.key);
+        }
+        SENDERS.remove(socket);
+    }
+}
+
+/// Takes the socket out of the map.
+#[inline(always)]
+fn take_out(sender: &mut Sender) {
+    let mut key = kernel::forget(sender.key);
+    // SAFETY: a socket map, and a key of it; `sock_ops` may do this.
+    let _ = unsafe { bpf_map_delete_elem(map_of(&SPLICED), core::ptr::from_mut(&mut key).cast()) };
+    sender.member = 0;
+}
+
+/// Whether the socket's file is in non-blocking mode. `false` when it has no
+/// file, as before accept().
+#[inline(always)]
+pub fn is_nonblocking(socket: Socket) -> bool {
+    let at = offsets();
+    Address::of(socket)
+        .and_then(|sock| sock.follow(at.sock_socket))
+        .and_then(|socket| socket.follow(at.socket_file))
+        .and_then(|file| file.field::<u32>(at.file_flags))
+        .is_some_and(|flags| flags & NONBLOCK != 0)
+}
+
+/// The agent's iterator has come to an open file.
+#[inline(always)]
+pub fn visited(visit: FileVisit) {
+    let at = offsets();
+    let Some(socket) = visit.socket(at.socket_sock) else {
+        return;
+    };
+    let Some(sender) = SENDERS.get_mut(socket) else {
+        return;
+    };
+    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 {
+        return;
+    }
+    let (Some(end), Some(address)) = (ENDS.get_ptr_mut(sender.key), Address::of(socket)) else {
+        return;
+    };
+    // SAFETY: an element of the map, of which this word is only set.
+    let wanted = unsafe { (*end).wanted } != 0;
+    if !wanted || !is_nonblocking(socket) || !is_plain(address, &at) {
+        return;
+    }
+    // SAFETY: as above. The same that is there, but for connections that the agent
+    // itself made to try things out.
+    unsafe { (*end).address = address.number() };
+    // SAFETY: as above.
+    let peer = unsafe { ENDS.get(sender.key.peer()) };
+    let receives = is_receiver(sender.flags, peer.map_or(0, |peer| peer.flags));
+    // First, because its first message may come before this returns.
+    sender.member = 1;
+    let done = if receives {
+        put(map_of(&RECEIVERS), sender, socket)
+    } else {
+        put(map_of(&SPLICED), sender, socket)
+    };
+    if done != 0 {
+        sender.member = 0;
+    }
+}
+
+/// Adds a socket to a map.
+#[inline(always)]
+fn put(map: *mut c_void, sender: &Sender, socket: Socket) -> i64 {
+    let mut key = kernel::forget(sender.key);
+    // SAFETY: a key of this map; the iterator holds the file, and the value of a
+    // socket map is the socket itself.
+    unsafe {
+        bpf_map_update_elem(
+            map,
+            core::ptr::from_mut(&mut key).cast(),
+            socket.as_ptr(),
+            u64::from(BPF_NOEXIST),
+        )
+    }
+}
+
+/// Whether a socket with these flags is only given something by one with those.
+#[inline(always)]
+pub fn is_receiver(flags: u32, sender: u32) -> bool {
+    flags & END_PROXY != 0
+        && sender & END_PROXY == 0
+        && SPLICE_MODE.load() != SpliceMode::All as u32
+}
+
+/// Whether nothing is on top of TCP, and no send without a copy may be asked for.
+#[inline(always)]
+fn is_plain(sock: Address, at: &SpliceOffsets) -> bool {
+    sock.field::<u64>(at.icsk_ulp) == Some(0) && !has_zerocopy(sock, at)
+}
+
+/// Whether the socket has SO_ZEROCOPY, without which MSG_ZEROCOPY means nothing.
+#[inline(always)]
+pub fn has_zerocopy(sock: Address, at: &SpliceOffsets) -> bool {
+    sock.field::<u64>(at.sock_flags)
+        .is_none_or(|flags| flags >> (at.zerocopy_bit & 63) & 1 != 0)
+}
+
+/// A map of sockets, for helpers.
+#[inline(always)]
+pub fn map_of<T>(map: &'static T) -> *mut c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}

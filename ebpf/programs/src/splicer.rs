@@ -1,0 +1,48 @@
+//! The programs that splice: loaded and attached only where splicing is on.
+#![no_std]
+#![no_main]
+#![expect(unused_crate_dependencies, reason = "the library uses them")]
+
+use aya_ebpf::{bindings::sk_action::SK_PASS, macros::sk_msg, programs::SkMsgContext};
+use shunt_programs::{
+    ctx::{FileVisit, Member, MemberVisit, Outgoing, TaskFile},
+    splice, splice_ends,
+};
+
+/// A member of the map sends a message (Linux 4.18).
+#[sk_msg]
+fn shunt_message(ctx: SkMsgContext) -> u32 {
+    splice::message(Outgoing::new(ctx.msg));
+    SK_PASS
+}
+
+/// Visits every open file (Linux 5.8).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn shunt_files(ctx: *mut TaskFile) -> i32 {
+    splice_ends::visited(FileVisit::new(ctx));
+    0
+}
+
+/// Visits every member of the map (Linux 5.10), and says by a byte each which
+/// have something left to read.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/sockmap")]
+extern "C" fn shunt_members(ctx: *mut Member) -> i32 {
+    let visit = MemberVisit::new(ctx);
+    if visit.socket().is_some_and(splice::has_unread) {
+        visit.tick();
+    }
+    0
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Dual licensed: some helpers are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,12 @@
+//! Connections that bypass the loopback stack: nothing of it is to be noticed but
+//! the speed.
+
+mod order;
+mod pair;
+mod setting;
+mod slow_reader;
+mod upheaval;
+
+/// The agent splices what the application sends to its proxy, also where the
+/// kernel has something that speaks against it.
+const INTO_PROXY: &[&str] = &["--splice", "proxy"];

@@ -1,0 +1,155 @@
+//! Every byte arrives once and in order.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use shunt_tests::{Node, deadline::wait_until};
+use socket2::{Domain, Socket, Type};
+
+use super::{
+    INTO_PROXY,
+    pair::{Lab, Random, fill, pattern, receive, receive_some, send},
+};
+use crate::lab::PORT;
+
+/// Reads everything that comes, in pieces of any length, with rests in between in
+/// which the other end gets ahead.
+fn read_unevenly(end: &TcpStream, count: usize, seed: u64, progress: &AtomicUsize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut read = Vec::new();
+    while read.len() < count {
+        progress.store(read.len(), Ordering::Release);
+        if random.next().is_multiple_of(16) {
+            thread::yield_now();
+        }
+        let more = random.length(1 << 20).min(count - read.len());
+        read.extend(receive_some(end, more));
+    }
+    progress.store(read.len(), Ordering::Release);
+    read
+}
+
+/// Writes in messages of any length, and lets the reader catch up now and then.
+fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsize) {
+    let mut random = Random(seed);
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let piece = random.length(1 << 20).min(bytes.len() - sent);
+        send(end, &bytes[sent..sent + piece]);
+        sent += piece;
+        if random.next().is_multiple_of(16) {
+            wait_until("the reader to catch up", || {
+                let read = progress.load(Ordering::Acquire);
+                (read == sent)
+                    .then_some(())
+                    .ok_or_else(|| format!("{read} of {sent}"))
+            });
+        }
+    }
+}
+
+#[test]
+fn both_directions_at_once_with_messages_of_all_lengths() {
+    for mode in [INTO_PROXY, &["--splice", "all"]] {
+        let lab = Lab::new(mode);
+        let pair = &lab.spliced();
+        let bytes = pattern(48 << 20);
+        let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (forth, back, all) = (&forth, &back, &bytes[..]);
+        thread::scope(|scope| {
+            scope.spawn(move || write_unevenly(&pair.application, all, 2, forth));
+            scope.spawn(move || write_unevenly(&pair.proxy, all, 3, back));
+            let answers =
+                scope.spawn(move || read_unevenly(&pair.application, all.len(), 4, back) == all);
+            assert!(read_unevenly(&pair.proxy, all.len(), 5, forth) == all);
+            assert!(answers.join().expect("a reader"));
+        });
+        // It went both ways and changed between them.
+        let counters = lab.counters();
+        assert!(lab.spliced_bytes() > 1 << 20, "{counters}");
+        assert!(lab.fallbacks("receiver_full") > 0, "{counters}");
+    }
+}
+
+#[test]
+fn what_was_sent_before_the_connection_is_spliced_comes_first() {
+    let lab = Lab::new(INTO_PROXY);
+    let pair = lab.connect();
+    let bytes = pattern(8 << 20);
+    // By TCP, and nobody reads it while the connection comes to be spliced.
+    let early = fill(&pair.application, &bytes[..64 * 1024], 1000);
+    wait_until_member(&lab, &pair);
+    let late = early + fill(&pair.application, &bytes[early..], 1000);
+    assert!(receive(&pair.proxy, late) == bytes[..late]);
+    lab.splice(&pair);
+    send(&pair.application, &bytes[..4096]);
+    assert!(receive(&pair.proxy, 4096) == bytes[..4096]);
+}
+
+/// The proxy sends, and each acknowledgement is a reason to splice.
+fn wait_until_member(lab: &Lab, pair: &super::pair::Pair) {
+    wait_until("a message that could have been spliced", || {
+        send(&pair.proxy, b"go on");
+        receive(&pair.application, 5);
+        send(&pair.application, b"");
+        let counters = lab.counters();
+        (counters["fallbacks"]
+            .as_object()
+            .is_some_and(|why| !why.is_empty()))
+        .then_some(())
+        .ok_or_else(|| counters.to_string())
+    });
+}
+
+#[test]
+fn early_writes_of_a_connection_that_is_not_made_yet_come_first() {
+    let lab = Lab::new(INTO_PROXY);
+    for _ in 0..50 {
+        let pair = lab.connect_with(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.set_nonblocking(true).expect("it is open");
+            let server = SocketAddr::from((Node::OUTSIDE, PORT));
+            // In progress, or done already.
+            let _ = socket.connect(&server.into());
+            let mut stream = TcpStream::from(socket);
+            let _ = stream.write(b"");
+            stream
+        });
+        let sent = fill(&pair.application, &pattern(1000), 10);
+        send(&pair.application, &pattern(1000)[sent..]);
+        lab.splice_unread(&pair, &pattern(1000));
+    }
+}
+
+#[test]
+fn the_bytes_of_a_fast_open_come_first() {
+    let lab = Lab::new(INTO_PROXY);
+    lab.pod.sysctl("net.ipv4.tcp_fastopen", "1539");
+    for _ in 0..3 {
+        let pair = lab.connect_with(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            let server = SocketAddr::from((Node::OUTSIDE, PORT));
+            let sent = socket
+                .send_to_with_flags(&pattern(1000), &server.into(), nix::libc::MSG_FASTOPEN)
+                .expect("the proxy accepts");
+            assert_eq!(sent, 1000);
+            TcpStream::from(socket)
+        });
+        lab.splice_unread(&pair, &pattern(1000));
+    }
+}
+
+impl Lab {
+    /// Reads what has been sent before; whether the connection comes to be spliced
+    /// or not, what is sent then follows it.
+    fn splice_unread(&self, pair: &super::pair::Pair, first: &[u8]) {
+        assert_eq!(receive(&pair.proxy, first.len()), first);
+        for _ in 0..20 {
+            pair.ask(first, b"answer");
+        }
+    }
+}

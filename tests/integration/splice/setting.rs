@@ -1,0 +1,116 @@
+//! What is spliced is what was asked for.
+
+use shunt_tests::{bpf, deadline::wait_until, mesh::ISTIO_DEFAULTS};
+
+use super::{
+    INTO_PROXY,
+    pair::{Lab, send},
+};
+
+/// Talks for so long that a connection that is to be spliced would be.
+fn talk(lab: &Lab) -> u64 {
+    let pair = lab.connect();
+    for _ in 0..200 {
+        pair.ask(b"question", b"answer");
+    }
+    // The last of it is counted when this is.
+    send(&pair.application, b"!");
+    lab.spliced_bytes()
+}
+
+#[test]
+fn off_loads_and_attaches_nothing() {
+    let lab = Lab::new(&["--splice", "off"]);
+    assert_eq!(talk(&lab), 0);
+    let status = lab.agent().status();
+    assert_eq!(status["splice"]["mode"], "off");
+    let names: Vec<_> = status["programs"]
+        .as_array()
+        .expect("programs")
+        .iter()
+        .collect();
+    assert!(
+        names
+            .iter()
+            .all(|program| program["name"] != "shunt_message"),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn a_pod_can_do_without() {
+    let lab = Lab::new(INTO_PROXY);
+    let off: Vec<&str> = ISTIO_DEFAULTS
+        .into_iter()
+        .chain(["--splice", "off"])
+        .collect();
+    lab.agent().enroll(lab.pod.netns(), &off);
+    assert_eq!(talk(&lab), 0);
+    assert_eq!(
+        lab.counters()["fallbacks"]
+            .as_object()
+            .map(serde_json::Map::len),
+        Some(0)
+    );
+    lab.agent().enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.spliced();
+}
+
+#[test]
+fn a_pod_cannot_have_more_than_the_node_does() {
+    let lab = Lab::new(&["--splice", "off"]);
+    let all: Vec<&str> = ISTIO_DEFAULTS
+        .into_iter()
+        .chain(["--splice", "all"])
+        .collect();
+    lab.agent().enroll(lab.pod.netns(), &all);
+    assert_eq!(talk(&lab), 0);
+}
+
+#[test]
+fn the_node_says_what_it_does_and_why() {
+    let lab = Lab::new(&[]);
+    let splice = lab.agent().status()["splice"].clone();
+    assert_eq!(splice["asked"], "auto");
+    assert_ne!(splice["mode"], "auto");
+    assert!(
+        splice["reason"].as_str().is_some_and(|why| !why.is_empty()),
+        "{splice}"
+    );
+    let trials = splice["trials"].as_array().expect("trials");
+    assert!(trials.len() > 10, "{trials:?}");
+}
+
+/// Whatever ends first, and however.
+#[test]
+fn nothing_is_left_of_connections_that_have_ended() {
+    let lab = Lab::new(INTO_PROXY);
+    for application_first in [true, false] {
+        let pairs: Vec<_> = (0..20).map(|_| lab.spliced()).collect();
+        assert!(bpf::spliceable(&lab.agent().status()) >= 4 * pairs.len());
+        for pair in pairs {
+            if application_first {
+                drop(pair.application);
+            } else {
+                drop(pair.proxy);
+            }
+        }
+        wait_until("the tables to be empty", || {
+            match bpf::spliceable(&lab.agent().status()) {
+                0 => Ok(()),
+                left => Err(format!("{left} entries are left")),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_socket_in_blocking_mode_is_not_spliced() {
+    let lab = Lab::new(INTO_PROXY);
+    let pair = lab.connect();
+    pair.application.set_nonblocking(false).expect("it is open");
+    for _ in 0..200 {
+        pair.ask(b"question", b"answer");
+    }
+    assert_eq!(lab.spliced_bytes(), 0, "{}", lab.counters());
+}
