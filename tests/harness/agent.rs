@@ -128,6 +128,24 @@ impl Drop for Place {
     }
 }
 
+/// How far an agent may splice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Splice {
+    /// Not at all.
+    Off,
+    /// As far as it finds this kernel safe.
+    Auto,
+}
+
+impl Splice {
+    /// What `shunt run` is told.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Off | Self::Auto => &[],
+        }
+    }
+}
+
 /// A running agent. On drop it is told to end, and waited for.
 #[derive(Debug)]
 pub struct Agent {
@@ -160,10 +178,22 @@ impl Agent {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
+        let limits = map_limits.iter().flat_map(|limit| ["--map-limit", limit]);
+        Self::start_as(place, limits)
+    }
+
+    /// The same for the sockets of `cgroup`, and it splices.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_splicing(cgroup: &Cgroup, splice: Splice) -> Self {
+        Self::start_as(Place::new(cgroup), splice.arguments().iter().copied())
+    }
+
+    fn start_as<'a>(place: Place, arguments: impl Iterator<Item = &'a str>) -> Self {
         let mut command = place.run_command();
-        for limit in map_limits {
-            command.args(["--map-limit", limit]);
-        }
+        command.args(arguments);
         let process = Process::spawn("shunt run", &mut command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }
@@ -271,6 +301,37 @@ impl Agent {
         let pods = status["pods"].as_array().expect("status lists pods");
         let counts = pods.iter().map(|pod| &pod["counters"]["errors"][name]);
         counts.filter_map(Value::as_u64).sum()
+    }
+
+    /// Whether it splices at all: whether it was allowed to, and this kernel is
+    /// safe.
+    ///
+    /// # Panics
+    ///
+    /// As [`status`](Self::status).
+    #[track_caller]
+    pub fn splices(&self) -> bool {
+        let status = self.status();
+        let mode = status["splice"]["mode"].as_str();
+        mode.is_some_and(|mode| mode != "off")
+    }
+
+    /// How many bytes the sockets of a pod have given to their peers directly.
+    ///
+    /// # Panics
+    ///
+    /// As [`status`](Self::status), or when the pod is not enrolled.
+    #[track_caller]
+    pub fn spliced_bytes(&self, netns: &Netns) -> u64 {
+        let status = self.status();
+        let path = netns.path();
+        let pods = status["pods"].as_array().expect("status lists pods");
+        let pod = pods
+            .iter()
+            .find(|pod| pod["netns"].as_str() == path.to_str())
+            .unwrap_or_else(|| panic!("{} is not enrolled: {status}", path.display()));
+        let bytes = &pod["counters"]["splice"]["bytes"];
+        bytes.as_u64().unwrap_or(0)
     }
 
     /// What `shunt status --output json` says.

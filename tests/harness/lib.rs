@@ -20,11 +20,13 @@
 
 pub mod actor;
 pub mod agent;
+pub mod blocked;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod deadline;
 pub mod dns;
+pub mod end;
 pub mod envoy;
 pub mod http;
 pub mod interrupt;
@@ -34,9 +36,12 @@ pub mod mesh;
 pub mod netns;
 pub mod node;
 pub mod owner;
+pub mod pattern;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 pub mod responder;
+mod service;
 pub mod syscall;
 pub mod uring;
 
@@ -46,17 +51,21 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 // The integration tests use it, which have the dependencies of this package.
 use shunt_istio_rules as _;
 
-pub use agent::Agent;
+pub use agent::{Agent, Splice};
+pub use blocked::Blocked;
 pub use cgroup::Cgroup;
 pub use dns::DnsServer;
+pub use end::{End, Record};
 pub use envoy::Envoy;
 
 pub use mesh::MeshPod;
 pub use netns::Netns;
 pub use node::{Node, Pod};
 pub use owner::Owner;
+pub use pattern::Pattern;
 pub use probe::{Answer, Outcome, Probe, Source, connect_all, connect_all_here, probe, probe_all};
 pub use process::Process;
+pub use proxy::Proxy;
 pub use responder::{Greeting, Responder};
 
 /// Panics unless this process is root: a test that cannot run has failed. The

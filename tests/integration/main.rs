@@ -19,6 +19,7 @@ mod many;
 mod network;
 mod owner;
 mod scale;
+mod semantics;
 mod sockets;
 mod userns;
 mod r#virtual;
