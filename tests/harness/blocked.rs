@@ -113,7 +113,11 @@ impl<T: Send + 'static> Blocked<T> {
     /// When it still waits after the deadline, or has panicked.
     pub fn answer(self) -> T {
         match self.answer.recv_timeout(DEADLINE) {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                // What it had is dropped when this returns.
+                self.thread.join().expect("it has answered");
+                answer
+            }
             Err(RecvTimeoutError::Timeout) => {
                 panic!("a thread still waits in call {:?}", self.call())
             }

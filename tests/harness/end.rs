@@ -14,11 +14,15 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     poll::PollFlags,
-    sys::socket::{MsgFlags, recv, send, shutdown},
+    sys::{
+        signal::Signal,
+        socket::{MsgFlags, recv, send, shutdown},
+    },
 };
 use socket2::Socket;
 
 use crate::{
+    Blocked,
     deadline::{DEADLINE, wait_until},
     pattern::Pattern,
 };
@@ -99,6 +103,29 @@ impl End {
             record: Record::default(),
             ..self.clone()
         }
+    }
+
+    /// Does `work` with this socket on another thread, off the record, and
+    /// returns when that sleeps in the system call with this number, or is done.
+    ///
+    /// # Panics
+    ///
+    /// When neither happens.
+    pub fn waits_in<T: Debug + Send + 'static>(
+        &self,
+        call: libc::c_long,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Waiting<T> {
+        let unnoticed = self.unnoticed();
+        Waiting {
+            end: self.clone(),
+            blocked: Blocked::in_call(call, move || work(&unnoticed)),
+        }
+    }
+
+    /// A thread that waits in recv().
+    pub fn waits_for_bytes(&self, length: usize, flags: MsgFlags) -> Waiting<Text> {
+        self.waits_in(libc::SYS_recvfrom, move |end| end.recv_with(length, flags))
     }
 
     /// Adds to the record, and gives back what was seen.
@@ -447,6 +474,34 @@ impl End {
     pub fn lingers(&self, time: Duration) {
         self.socket.set_linger(Some(time)).expect("an open socket");
         self.note("lingers", time);
+    }
+}
+
+/// Work of another thread with an end.
+#[derive(Debug)]
+pub struct Waiting<T> {
+    end: End,
+    blocked: Blocked<T>,
+}
+
+impl<T: Debug + Send + 'static> Waiting<T> {
+    /// What it gave, which is put on record now.
+    ///
+    /// # Panics
+    ///
+    /// When it still waits after the deadline, or has panicked.
+    pub fn answer(self) -> T {
+        let answer = self.blocked.answer();
+        self.end.note("had waited, and has", answer)
+    }
+
+    /// Sends its thread a signal; see [`Blocked::signal`].
+    ///
+    /// # Panics
+    ///
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) {
+        self.blocked.signal(signal);
     }
 }
 

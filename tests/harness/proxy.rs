@@ -204,9 +204,12 @@ impl Pair {
         let [down, up] = &mut self.streams;
         let mut moved = 0;
         loop {
-            let there = self.flows[DOWNSTREAM].pass(down, up);
-            let back = self.flows[UPSTREAM].pass(up, down);
-            let (Ok(there), Ok(back)) = (there, back) else {
+            // An error is told once: after it the same socket may seem to have
+            // ended well.
+            let Ok(there) = self.flows[DOWNSTREAM].pass(down, up) else {
+                return State::Broken;
+            };
+            let Ok(back) = self.flows[UPSTREAM].pass(up, down) else {
                 return State::Broken;
             };
             moved += there + back;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use io_uring::{IoUring, opcode, squeue::Entry, types::Fd};
-use nix::{errno::Errno, libc};
+use nix::{errno::Errno, libc, sys::socket::MsgFlags};
 use socket2::{SockAddr, Socket};
 
 /// Opens a TCP socket for IPv4 (IORING_OP_SOCKET, Linux 5.19).
@@ -37,10 +37,14 @@ pub fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
 /// # Errors
 ///
 /// What the kernel says.
-pub fn recv(socket: &Socket, length: u32) -> Result<Vec<u8>, Errno> {
+pub fn recv(socket: &Socket, length: u32, flags: MsgFlags) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0; length as usize];
     let descriptor = Fd(socket.as_raw_fd());
-    let read = submit(opcode::Recv::new(descriptor, bytes.as_mut_ptr(), length).build());
+    let read = submit(
+        opcode::Recv::new(descriptor, bytes.as_mut_ptr(), length)
+            .flags(flags.bits())
+            .build(),
+    );
     let read = usize::try_from(read.map_err(errno)?).expect("a length");
     bytes.truncate(read);
     Ok(bytes)

@@ -6,20 +6,22 @@ use nix::{
     errno::Errno,
     libc,
     poll::PollFlags,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    sys::{
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        socket::MsgFlags,
+    },
 };
 use shunt_tests::{
     Blocked, End, Pattern,
     deadline::wait_until,
-    end::{Text, nothing, text},
+    end::{Text, Waiting, nothing, text},
 };
 
 use super::{Ends, Manner, PLENTY, compare};
 
 /// A thread that waits in recv().
-fn reader(end: &End) -> Blocked<Text> {
-    let end = end.clone();
-    Blocked::in_call(libc::SYS_recvfrom, move || end.recv(100))
+fn reader(end: &End) -> Waiting<Text> {
+    end.waits_for_bytes(100, MsgFlags::empty())
 }
 
 /// A thread that waits in send(), because nobody reads what it sends.
@@ -184,7 +186,7 @@ impl InTurn for End {
         let mut left = PLENTY / 100;
         while left > 0 {
             self.poll(PollFlags::POLLIN);
-            let flags = nix::sys::socket::MsgFlags::MSG_TRUNC;
+            let flags = MsgFlags::MSG_TRUNC;
             match self.recv_with(left.min(65536), flags) {
                 Ok(read) if !read.is_empty() => left -= read.len(),
                 Err(Errno::EAGAIN) => {}

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 
-use nix::{errno::Errno, libc, poll::PollFlags};
+use nix::{errno::Errno, libc, poll::PollFlags, sys::socket::MsgFlags};
 use shunt_tests::{
     Blocked, End,
     end::{ENDED, Text, nothing, text},
@@ -108,8 +108,8 @@ fn still_works(app: &End, peer: &End) {
 }
 
 /// IORING_OP_RECV.
-fn receives(end: &End) -> Text {
-    let seen = uring::recv(end.socket(), 100);
+fn receives(end: &End, flags: MsgFlags) -> Text {
+    let seen = uring::recv(end.socket(), 100, flags);
     let seen = seen.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     end.note("reads by io_uring", seen)
 }
@@ -122,23 +122,21 @@ fn sends(end: &End, text: &str) -> Result<usize, Errno> {
 
 #[test]
 fn io_uring_reads_and_writes() {
-    compare(&Manner::ALL, |Ends { app, peer, manner }| {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
         for _ in 0..3 {
             assert_eq!(sends(&app, "question"), Ok(8));
             peer.gets("question");
             assert_eq!(peer.send("answer"), Ok(6));
             app.has_queued(6);
-            assert_eq!(receives(&app), text("answer"));
+            assert_eq!(receives(&app, MsgFlags::empty()), text("answer"));
         }
-        if manner == Manner::NonBlocking {
-            assert_eq!(receives(&app), Err(Errno::EAGAIN));
-        }
+        assert_eq!(receives(&app, MsgFlags::MSG_DONTWAIT), Err(Errno::EAGAIN));
         let large = "u".repeat(50_000);
         assert_eq!(sends(&app, &large), Ok(50_000));
         peer.gets(&large);
         peer.close();
         app.has(ENDED);
-        assert_eq!(receives(&app), nothing());
+        assert_eq!(receives(&app, MsgFlags::empty()), nothing());
     });
 }
 
@@ -146,8 +144,9 @@ fn io_uring_reads_and_writes() {
 fn io_uring_waits_for_bytes() {
     compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
         let waits = |app: &End| {
-            let app = app.clone();
-            Blocked::in_call(libc::SYS_io_uring_enter, move || receives(&app))
+            app.waits_in(libc::SYS_io_uring_enter, |app| {
+                receives(app, MsgFlags::empty())
+            })
         };
         let waiting = waits(&app);
         assert_eq!(peer.send("abc"), Ok(3));

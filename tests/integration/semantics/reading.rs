@@ -3,10 +3,7 @@
 use std::{os::fd::AsRawFd, time::Duration};
 
 use nix::{errno::Errno, libc, poll::PollFlags, sys::socket::MsgFlags};
-use shunt_tests::{
-    Blocked,
-    end::{ENDED, nothing, text},
-};
+use shunt_tests::end::{ENDED, nothing, text};
 
 use super::{Ends, Manner, compare};
 
@@ -19,7 +16,7 @@ fn reads_that_do_not_wait() {
         assert_eq!(app.recv(2), text("ab"));
         assert_eq!(app.recv(10), text("c"));
         assert_eq!(app.recv(10), Err(Errno::EAGAIN));
-        assert_eq!(app.recv(0), nothing());
+        assert_eq!(app.recv(0), Err(Errno::EAGAIN));
         drop(peer);
         assert_eq!(app.gets_end(), nothing());
         assert_eq!(app.recv(10), nothing());
@@ -31,19 +28,16 @@ fn reads_that_may_wait() {
     compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
         let flags = MsgFlags::MSG_DONTWAIT;
         assert_eq!(app.recv_with(10, flags), Err(Errno::EAGAIN));
-        let reader = app.clone();
-        let waiting = Blocked::in_call(libc::SYS_recvfrom, move || reader.recv(10));
+        let waiting = app.waits_for_bytes(10, MsgFlags::empty());
         assert_eq!(peer.send("abc"), Ok(3));
         assert_eq!(waiting.answer(), text("abc"));
         // And once more after it has answered.
         assert_eq!(app.send("def"), Ok(3));
         peer.gets("def");
-        let reader = app.clone();
-        let waiting = Blocked::in_call(libc::SYS_recvfrom, move || reader.recv(10));
+        let waiting = app.waits_for_bytes(10, MsgFlags::empty());
         assert_eq!(peer.send("ghi"), Ok(3));
         assert_eq!(waiting.answer(), text("ghi"));
-        let reader = app.clone();
-        let waiting = Blocked::in_call(libc::SYS_recvfrom, move || reader.recv(10));
+        let waiting = app.waits_for_bytes(10, MsgFlags::empty());
         peer.close();
         assert_eq!(waiting.answer(), nothing());
     });
@@ -70,7 +64,6 @@ fn reads_that_leave_the_bytes_there() {
     });
 }
 
-/// What the other side of the connection has peeked at, too: the proxy has not.
 #[test]
 fn reads_that_throw_bytes_away() {
     compare(&Manner::ALL, |Ends { app, peer, .. }| {
@@ -87,8 +80,7 @@ fn reads_that_throw_bytes_away() {
 fn reads_that_want_all() {
     compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
         let all = MsgFlags::MSG_WAITALL;
-        let reader = app.clone();
-        let waiting = Blocked::in_call(libc::SYS_recvfrom, move || reader.recv_with(6, all));
+        let waiting = app.waits_for_bytes(6, all);
         assert_eq!(peer.send("ab"), Ok(2));
         // It does not have enough with these.
         wait_for_empty_queue(&app.unnoticed());
@@ -97,8 +89,7 @@ fn reads_that_want_all() {
         assert_eq!(peer.send("efgh"), Ok(4));
         assert_eq!(waiting.answer(), text("abcdef"));
         assert_eq!(app.recv(10), text("gh"));
-        let reader = app.clone();
-        let waiting = Blocked::in_call(libc::SYS_recvfrom, move || reader.recv_with(6, all));
+        let waiting = app.waits_for_bytes(6, all);
         assert_eq!(peer.send("ij"), Ok(2));
         peer.close();
         assert_eq!(waiting.answer(), text("ij"));

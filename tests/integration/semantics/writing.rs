@@ -204,6 +204,7 @@ fn completions(end: &End) -> Result<(u32, u32), Errno> {
 #[test]
 fn what_tcp_tells_of_itself() {
     compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        settle(&app);
         assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
         assert_eq!(peer.send("abc"), Ok(3));
         app.gets("abc");
@@ -213,6 +214,7 @@ fn what_tcp_tells_of_itself() {
         assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
         assert_eq!(peer.shutdown(std::net::Shutdown::Write), Ok(()));
         app.has(ENDED);
+        settle(&app);
         assert_eq!(told_of_itself(&app).0, CLOSE_WAIT);
         assert_eq!(app.send("ghi"), Ok(3));
         peer.gets("ghi");
