@@ -128,20 +128,46 @@ impl Drop for Place {
     }
 }
 
-/// How far an agent may splice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far an agent splices: the modes of `shunt run --splice`, of which each
+/// does more than the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Splice {
     /// Not at all.
     Off,
-    /// As far as it finds this kernel safe.
-    Auto,
+    /// Between proxies.
+    Between,
+    /// Also what applications send to proxies.
+    Proxy,
+    /// Also what proxies send to applications.
+    All,
 }
 
 impl Splice {
-    /// What `shunt run` is told.
-    fn arguments(self) -> &'static [&'static str] {
+    const ALL: [Self; 4] = [Self::Off, Self::Between, Self::Proxy, Self::All];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Off | Self::Auto => &[],
+            Self::Off => "off",
+            Self::Between => "between",
+            Self::Proxy => "proxy",
+            Self::All => "all",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// What `shunt run` is told; it is told `auto` for no mode at all. Nothing
+    /// to an agent that does not splice yet.
+    fn arguments(mode: Option<Self>) -> Vec<&'static str> {
+        let help = run(Command::new(binary()).args(["run", "--help"]));
+        if help.stdout.contains("--splice") {
+            vec!["--splice", mode.map_or("auto", Self::name)]
+        } else {
+            Vec::new()
         }
     }
 }
@@ -182,13 +208,14 @@ impl Agent {
         Self::start_as(place, limits)
     }
 
-    /// The same for the sockets of `cgroup`, and it splices.
+    /// The same for the sockets of `cgroup`, and it splices: so far, or as far as
+    /// it finds this kernel safe.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
-    pub fn start_splicing(cgroup: &Cgroup, splice: Splice) -> Self {
-        Self::start_as(Place::new(cgroup), splice.arguments().iter().copied())
+    pub fn start_splicing(cgroup: &Cgroup, mode: Option<Splice>) -> Self {
+        Self::start_as(Place::new(cgroup), Splice::arguments(mode).into_iter())
     }
 
     fn start_as<'a>(place: Place, arguments: impl Iterator<Item = &'a str>) -> Self {
@@ -303,17 +330,16 @@ impl Agent {
         counts.filter_map(Value::as_u64).sum()
     }
 
-    /// Whether it splices at all: whether it was allowed to, and this kernel is
-    /// safe.
+    /// How far it splices: what it was told, or what it has settled for.
     ///
     /// # Panics
     ///
-    /// As [`status`](Self::status).
+    /// As [`status`](Self::status), or when it names a mode that is none.
     #[track_caller]
-    pub fn splices(&self) -> bool {
+    pub fn splices(&self) -> Splice {
         let status = self.status();
-        let mode = status["splice"]["mode"].as_str();
-        mode.is_some_and(|mode| mode != "off")
+        let mode = status["splice"]["mode"].as_str().unwrap_or("off");
+        Splice::named(mode).unwrap_or_else(|| panic!("{mode:?} is no mode of splicing"))
     }
 
     /// How many bytes the sockets of a pod have given to their peers directly.

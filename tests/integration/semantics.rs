@@ -5,6 +5,9 @@
 //! as the agent splices by itself; with either end as the application that is
 //! looked at; and in each [`Manner`] that the application may use its socket in.
 //! The records have to be equal, whatever the script expects by itself.
+//!
+//! `SHUNT_TEST_SPLICE` names another mode to try than the one that the agent
+//! picks, such as `all`: that is how the limits of a mode are found out.
 
 mod blocking;
 mod closing;
@@ -76,12 +79,12 @@ struct Ends {
 /// Runs a script in every way, and compares what was seen.
 #[track_caller]
 fn compare(manners: &[Manner], script: fn(Ends)) {
-    let [plain, spliced] = [Splice::Off, Splice::Auto].map(|splice| {
-        let lab = Lab::new(splice);
+    let [plain, spliced] = MODES.map(|mode| {
+        let lab = Lab::new(mode());
         let mut records = Vec::new();
         for &manner in manners {
             for side in [Side::Client, Side::Server] {
-                let what = format!("{splice:?}, {manner:?}, {side:?}");
+                let what = format!("{:?}, {manner:?}, {side:?}", lab.mode);
                 records.push((manner, side, lab.run(&what, manner, side, script)));
             }
         }
@@ -95,10 +98,22 @@ fn compare(manners: &[Manner], script: fn(Ends)) {
     }
 }
 
+/// How the two are told to splice that are compared.
+const MODES: [fn() -> Option<Splice>; 2] = [|| Some(Splice::Off), tried];
+
+/// The mode to try; `None` for the one that the agent picks.
+fn tried() -> Option<Splice> {
+    let name = std::env::var("SHUNT_TEST_SPLICE").ok()?;
+    let mode = Splice::named(&name);
+    Some(mode.unwrap_or_else(|| panic!("SHUNT_TEST_SPLICE={name} is no mode of splicing")))
+}
+
 /// Two pods, a proxy in each, and somebody who listens in the second.
 struct Lab {
     listener: Socket,
     agent: Agent,
+    /// How far it splices.
+    mode: Splice,
     proxies: [Proxy; 2],
     client: Pod,
     server: Pod,
@@ -106,19 +121,21 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(splice: Splice) -> Self {
+    fn new(told: Option<Splice>) -> Self {
         let node = Node::new();
         let [client, server] = ["client", "server"].map(|name| node.pod(name));
-        let agent = Agent::start_splicing(node.cgroup(), splice);
+        let agent = Agent::start_splicing(node.cgroup(), told);
         for pod in [&client, &server] {
             small_buffers(pod);
             agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
         }
+        let mode = agent.splices();
         assert!(
-            splice != Splice::Off || !agent.splices(),
-            "it was told not to"
+            told.is_none_or(|told| told == mode),
+            "{told:?}, not {mode:?}"
         );
         Self {
+            mode,
             listener: server.netns().run(listen),
             proxies: [&client, &server].map(|pod| Proxy::start(pod.netns())),
             agent,
@@ -190,20 +207,18 @@ impl Lab {
         (client, server)
     }
 
-    /// Sends more from `end` than comes back, until all of it is spliced: to the
-    /// proxy in the pod, and from there to the other pod's. What a blocking
-    /// socket sends goes to the proxy by TCP.
+    /// Sends more from `end` than comes back, until all of it is spliced that the
+    /// mode wants: to the proxy in the pod, and from there to the other pod's.
+    /// What a blocking socket sends goes to the proxy by TCP.
     fn warm_up(&self, end: &End, pod: &Netns, other: &End, blocking: bool) {
         const REQUEST: usize = 1000;
         const ROUNDS: usize = 4;
         let (end, other) = (end.unnoticed(), other.unnoticed());
-        let splices = self.agent.splices();
         let request = "q".repeat(REQUEST);
-        let expected = match (splices, blocking) {
-            (false, _) => 0,
-            (true, false) => 2 * ROUNDS * REQUEST,
-            (true, true) => ROUNDS * REQUEST,
-        };
+        let to_proxy = self.mode >= Splice::Proxy && !blocking;
+        let between = self.mode >= Splice::Between;
+        let hops = usize::from(to_proxy) + usize::from(between);
+        let expected = hops * ROUNDS * REQUEST;
         wait_until("the connection to be spliced", || {
             let before = self.agent.spliced_bytes(pod);
             for _ in 0..ROUNDS {

@@ -2,8 +2,9 @@
 
 use std::{net::Shutdown, time::Duration};
 
-use nix::{errno::Errno, poll::PollFlags, sys::socket::MsgFlags};
+use nix::{errno::Errno, libc, poll::PollFlags, sys::socket::MsgFlags};
 use shunt_tests::{
+    End,
     deadline::wait_until,
     end::{ENDED, nothing, text},
 };
@@ -34,8 +35,8 @@ fn the_application_waits_for_the_answer_to_all_it_has_said() {
     compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
         assert_eq!(app.send("question"), Ok(8));
         assert_eq!(app.shutdown(Shutdown::Write), Ok(()));
-        let reader = app.clone();
-        let waiting = shunt_tests::Blocked::start(move || [reader.recv(6), reader.recv(10)]);
+        let reads = |app: &End| [app.recv(6), app.recv(10)];
+        let waiting = app.waits_in(libc::SYS_recvfrom, reads);
         peer.gets("question");
         assert_eq!(peer.gets_end(), nothing());
         assert_eq!(peer.send("answer"), Ok(6));

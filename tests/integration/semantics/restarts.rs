@@ -3,7 +3,7 @@
 
 use shunt_tests::{Proxy, Record, Splice, deadline::wait_until, end::nothing};
 
-use super::{Ends, Lab, Manner, Side};
+use super::{Ends, Lab, MODES, Manner, Side};
 
 /// What goes back and forth on a connection.
 fn exchange(ends: &Ends) {
@@ -14,8 +14,8 @@ fn exchange(ends: &Ends) {
 }
 
 /// Everything that the applications see.
-fn replaced(splice: Splice, manner: Manner) -> Vec<String> {
-    let mut lab = Lab::new(splice);
+fn replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
+    let mut lab = Lab::new(mode);
     let record = Record::default();
     let old = lab.ends(manner, Side::Client, &record);
     let newer = [&lab.client, &lab.server].map(|pod| Proxy::start(pod.netns()));
@@ -42,7 +42,7 @@ fn replaced(splice: Splice, manner: Manner) -> Vec<String> {
 #[test]
 fn a_proxy_is_replaced() {
     for manner in Manner::ALL {
-        let [plain, spliced] = [Splice::Off, Splice::Auto].map(|splice| replaced(splice, manner));
+        let [plain, spliced] = MODES.map(|mode| replaced(mode(), manner));
         assert_eq!(plain, spliced, "{manner:?}");
     }
 }
@@ -51,8 +51,8 @@ fn a_proxy_is_replaced() {
 /// those of the next proxy are as good as the first.
 #[test]
 fn a_proxy_ends_and_another_starts() {
-    for splice in [Splice::Off, Splice::Auto] {
-        let mut lab = Lab::new(splice);
+    for mode in MODES {
+        let mut lab = Lab::new(mode());
         let record = Record::default();
         for _ in 0..3 {
             let ends = lab.ends(Manner::NonBlocking, Side::Client, &record);
