@@ -32,6 +32,7 @@ pub mod http;
 pub mod interrupt;
 pub mod iptables;
 pub mod leftovers;
+pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod node;

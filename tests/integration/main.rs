@@ -21,5 +21,6 @@ mod owner;
 mod scale;
 mod semantics;
 mod sockets;
+mod stress;
 mod userns;
 mod r#virtual;
