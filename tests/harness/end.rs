@@ -56,7 +56,6 @@ pub type Text = Result<String, Errno>;
 /// # Errors
 ///
 /// None: it is of the type of what it is compared with.
-#[expect(clippy::unnecessary_wraps, reason = "it stands for a result")]
 pub fn text(text: &str) -> Text {
     Ok(text.to_owned())
 }

@@ -49,8 +49,8 @@ pub mod uring;
 use std::sync::Once;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-// The integration tests use it, which have the dependencies of this package.
-use shunt_istio_rules as _;
+// The integration tests use them, which have the dependencies of this package.
+use {rand as _, shunt_abi as _, shunt_istio_rules as _};
 
 pub use agent::{Agent, Splice};
 pub use blocked::Blocked;
@@ -61,13 +61,14 @@ pub use envoy::Envoy;
 
 pub use mesh::MeshPod;
 pub use netns::Netns;
-pub use node::{Node, Pod};
+pub use node::{Node, Pod, Stack};
 pub use owner::Owner;
 pub use pattern::Pattern;
 pub use probe::{Answer, Outcome, Probe, Source, connect_all, connect_all_here, probe, probe_all};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use responder::{Greeting, Responder};
+pub use service::Families;
 
 /// Panics unless this process is root: a test that cannot run has failed. The
 /// first call in a process also makes it ready for tests.

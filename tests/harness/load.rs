@@ -510,7 +510,7 @@ impl End {
                 Ending::Broken { .. } if self.read < total => {
                     Err(Failure::Io(io::ErrorKind::UnexpectedEof.into()))
                 }
-                _ => Ok(()),
+                Ending::Well | Ending::Broken { .. } => Ok(()),
             };
         }
         pattern.check(self.read, bytes).map_err(Failure::Wrong)?;

@@ -15,7 +15,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
     Netns, Owner,
-    service::{Connections, FIRST_TOKEN, Service, original_destination, watch},
+    service::{Connections, FIRST_TOKEN, Families, Service, original_destination, watch},
 };
 
 /// Where connections that leave the pod are sent.
@@ -50,7 +50,7 @@ impl Proxy {
             service: Service::start(
                 Some(netns.entrance()),
                 Owner::PROXY,
-                &[OUTBOUND, INBOUND],
+                (Families::V4, &[OUTBOUND, INBOUND]),
                 Passing::default(),
             ),
         }

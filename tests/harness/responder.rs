@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Netns, Owner,
     netns::Entrance,
-    service::{Connections, FIRST_TOKEN, Service, original_destination, watch},
+    service::{Connections, FIRST_TOKEN, Families, Service, original_destination, watch},
 };
 
 /// What a responder sees of one connection; it is the first line that it sends,
@@ -38,12 +38,14 @@ pub struct Greeting {
 impl Greeting {
     /// What the client asked for, as a proxy finds out: the original
     /// destination, and where there is none the accepted socket's own address.
+    /// An IPv4 address is one of IPv4, whatever family the listener is of.
     ///
     /// With rules, connection tracking answers `SO_ORIGINAL_DST` on every
     /// connection; without, the kernel says ENOENT on those that were not
     /// redirected. Both mean the same.
     pub fn destination(&self) -> SocketAddr {
-        self.original_dst.unwrap_or(self.local)
+        let destination = self.original_dst.unwrap_or(self.local);
+        SocketAddr::new(destination.ip().to_canonical(), destination.port())
     }
 
     /// Whether a proxy that asks for the original destination is given one,
@@ -53,7 +55,7 @@ impl Greeting {
     }
 }
 
-/// Listens on a set of ports, on every IPv4 address of a namespace, until it is
+/// Listens on a set of ports, on every address of a namespace, until it is
 /// dropped. Its sockets have SO_REUSEPORT: several responders can share a port.
 #[derive(Debug)]
 pub struct Responder {
@@ -62,14 +64,24 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// Listens on `ports` in `netns`, with sockets of `owner`. They accept when
-    /// this returns.
+    /// Listens on `ports` in `netns`, for IPv4, with sockets of `owner`. They
+    /// accept when this returns.
     ///
     /// # Panics
     ///
     /// When a port cannot be had.
     pub fn start(netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
-        Self::serve(netns.purpose(), Some(netns.entrance()), owner, ports)
+        Self::start_for(Families::V4, netns, owner, ports)
+    }
+
+    /// The same for these families.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_for(families: Families, netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
+        let entrance = Some(netns.entrance());
+        Self::serve(netns.purpose(), entrance, owner, (families, ports))
     }
 
     /// The same in the namespace of the calling thread; it is told to be
@@ -79,10 +91,15 @@ impl Responder {
     ///
     /// As [`start`](Self::start).
     pub fn start_here(place: &str, owner: Owner, ports: &[u16]) -> Self {
-        Self::serve(place, None, owner, ports)
+        Self::serve(place, None, owner, (Families::V4, ports))
     }
 
-    fn serve(place: &str, entrance: Option<Entrance>, owner: Owner, ports: &[u16]) -> Self {
+    fn serve(
+        place: &str,
+        entrance: Option<Entrance>,
+        owner: Owner,
+        at: (Families, &[u16]),
+    ) -> Self {
         let accepted = Arc::new(AtomicU64::new(0));
         let responding = Responding {
             place: place.to_owned(),
@@ -92,7 +109,7 @@ impl Responder {
         };
         Self {
             accepted,
-            _service: Service::start(entrance, owner, ports, responding),
+            _service: Service::start(entrance, owner, at, responding),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Shutdown, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
     os::fd::AsFd,
     sync::{
         Arc,
@@ -43,6 +43,17 @@ const GO_ON: u8 = 0;
 const STOP_LISTENING: u8 = 1;
 const END: u8 = 2;
 
+/// Which connections a service accepts, on which sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone.
+    V4,
+    /// IPv4 and IPv6, on a socket each.
+    Split,
+    /// Both on one IPv6 socket, as Go and the JVM listen.
+    Dual,
+}
+
 /// A thread that listens and serves until it is dropped. Its listeners have
 /// SO_REUSEPORT: several services can share a port.
 #[derive(Debug)]
@@ -53,8 +64,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Listens on `ports`, on every IPv4 address, with sockets of `owner`; where
-    /// `entrance` leads to, else here. It accepts when this returns.
+    /// Listens on ports, on every address of these families, with sockets of
+    /// `owner`; where `entrance` leads to, else here. It accepts when this returns.
     ///
     /// # Panics
     ///
@@ -62,7 +73,7 @@ impl Service {
     pub(crate) fn start(
         entrance: Option<Entrance>,
         owner: Owner,
-        ports: &[u16],
+        (families, ports): (Families, &[u16]),
         connections: impl Connections + 'static,
     ) -> Self {
         let (report, reported) = mpsc::channel();
@@ -74,7 +85,7 @@ impl Service {
                     entrance.enter();
                 }
                 owner.assume();
-                let mut serving = Serving::listen(&ports, orders, connections);
+                let mut serving = Serving::listen((families, &ports), orders, connections);
                 report.send(Arc::clone(&serving.waker)).ok();
                 serving.run();
             })
@@ -126,13 +137,20 @@ struct Serving<C> {
 }
 
 impl<C: Connections> Serving<C> {
-    fn listen(ports: &[u16], orders: Arc<AtomicU8>, connections: C) -> Self {
+    fn listen(
+        (families, ports): (Families, &[u16]),
+        orders: Arc<AtomicU8>,
+        connections: C,
+    ) -> Self {
         let poll = Poll::new().expect("an epoll instance");
         let waker = Waker::new(poll.registry(), ORDER).expect("an event file");
         let mut listeners = Vec::new();
-        for (index, &port) in ports.iter().enumerate() {
-            let mut listener =
-                listen(port).unwrap_or_else(|e| panic!("cannot listen on port {port}: {e}"));
+        let sockets = ports
+            .iter()
+            .flat_map(|&port| families.sockets().iter().map(move |&socket| (port, socket)));
+        for (index, (port, socket)) in sockets.enumerate() {
+            let mut listener = listen(socket, port)
+                .unwrap_or_else(|e| panic!("cannot listen on port {port}: {e}"));
             watch(&poll, &mut listener, Token(index), Interest::READABLE);
             listeners.push((port, listener));
         }
@@ -198,12 +216,38 @@ impl<C> Drop for Serving<C> {
     }
 }
 
-fn listen(port: u16) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+/// What a listening socket accepts.
+#[derive(Clone, Copy)]
+enum Accepts {
+    V4,
+    V6,
+    Both,
+}
+
+impl Families {
+    const fn sockets(self) -> &'static [Accepts] {
+        match self {
+            Self::V4 => &[Accepts::V4],
+            Self::Split => &[Accepts::V4, Accepts::V6],
+            Self::Dual => &[Accepts::Both],
+        }
+    }
+}
+
+fn listen(accepts: Accepts, port: u16) -> io::Result<TcpListener> {
+    let (domain, any): (_, IpAddr) = match accepts {
+        Accepts::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
+        Accepts::V6 | Accepts::Both => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    match accepts {
+        Accepts::V4 => {}
+        Accepts::V6 => socket.set_only_v6(true)?,
+        Accepts::Both => socket.set_only_v6(false)?,
+    }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    socket.bind(&address.into())?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
     socket.listen(BACKLOG)?;
     Ok(TcpListener::from_std(socket.into()))
 }
@@ -231,9 +275,10 @@ pub(crate) fn original_destination(
     peer: SocketAddr,
 ) -> Result<SocketAddr, i32> {
     let socket = SockRef::from(stream);
-    let answer = match peer {
-        SocketAddr::V4(_) => socket.original_dst_v4(),
-        SocketAddr::V6(_) => socket.original_dst_v6(),
+    // A client of IPv4 on a listener of IPv6 has an IPv4-mapped address.
+    let answer = match peer.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
     };
     answer
         .map(|addr| addr.as_socket().expect("an address of IPv4 or IPv6"))

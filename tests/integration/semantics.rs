@@ -145,6 +145,11 @@ impl Lab {
         }
     }
 
+    /// A proxy for each pod, beside those that there are.
+    fn new_proxies(&self) -> [Proxy; 2] {
+        [&self.client, &self.server].map(|pod| Proxy::start(pod.netns()))
+    }
+
     /// Runs a script on a connection of its own; what was seen of it.
     fn run(&self, what: &str, manner: Manner, side: Side, script: fn(Ends)) -> Vec<String> {
         let record = Record::default();

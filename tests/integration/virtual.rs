@@ -10,12 +10,7 @@ use std::{
 use shunt_istio_rules::{Capture, Rules};
 use shunt_tests::{
     Agent, Answer, Greeting, Netns, Node, Outcome, Owner, Pod, Probe, Responder, bpf,
-    command::{output_of, output_with_input},
-    connect_all,
-    deadline::wait_until,
-    iptables,
-    probe::DEADLINE,
-    probe_all,
+    command::output_of, connect_all, deadline::wait_until, iptables, probe::DEADLINE, probe_all,
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -102,8 +97,7 @@ impl World {
 
     fn restore(&self, rules: &Rules) {
         iptables::restore(self.pod.netns(), &rules.ipv4());
-        let mut command = self.pod.netns().command("ip6tables-restore", Owner::ROOT);
-        output_with_input(&mut command, &rules.ipv6());
+        iptables::restore6(self.pod.netns(), &rules.ipv6());
     }
 
     /// With an agent that has enrolled the pod.

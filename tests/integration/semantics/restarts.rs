@@ -1,7 +1,7 @@
 //! A proxy that is replaced while connections are open, as with a hot restart:
 //! both listen on the same ports (SO_REUSEPORT) for some time.
 
-use shunt_tests::{Proxy, Record, Splice, deadline::wait_until, end::nothing};
+use shunt_tests::{Record, Splice, deadline::wait_until, end::nothing};
 
 use super::{Ends, Lab, MODES, Manner, Side};
 
@@ -18,7 +18,7 @@ fn replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
     let mut lab = Lab::new(mode);
     let record = Record::default();
     let old = lab.ends(manner, Side::Client, &record);
-    let newer = [&lab.client, &lab.server].map(|pod| Proxy::start(pod.netns()));
+    let newer = lab.new_proxies();
     let older = std::mem::replace(&mut lab.proxies, newer);
     for proxy in &older {
         proxy.stop_listening();
@@ -57,8 +57,7 @@ fn a_proxy_ends_and_another_starts() {
         for _ in 0..3 {
             let ends = lab.ends(Manner::NonBlocking, Side::Client, &record);
             exchange(&ends);
-            let fresh = || [&lab.client, &lab.server].map(|pod| Proxy::start(pod.netns()));
-            lab.proxies = fresh();
+            lab.proxies = lab.new_proxies();
             wait_until("the connection to end", || {
                 let read = ends.app.unnoticed().recv(1);
                 if read == nothing() {

@@ -187,11 +187,9 @@ fn completions(end: &End) -> Result<(u32, u32), Errno> {
     let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
     let flags = MsgFlags::MSG_ERRQUEUE;
     let message = recvmsg::<()>(end.socket().as_raw_fd(), &mut [], Some(&mut space), flags)?;
-    let told = message.cmsgs()?.find_map(|message| match message {
-        ControlMessageOwned::Ipv4RecvErr(error, _) => Some(error),
-        _ => None,
-    });
-    let told = told.expect("a message of the error queue says why it is there");
+    let Some(ControlMessageOwned::Ipv4RecvErr(told, _)) = message.cmsgs()?.next() else {
+        panic!("a message of the error queue says why it is there");
+    };
     // SO_EE_ORIGIN_ZEROCOPY
     assert_eq!(told.ee_origin, 5);
     assert_eq!(told.ee_errno, 0);
