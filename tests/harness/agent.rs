@@ -160,6 +160,18 @@ impl Splice {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 
+    /// The mode that `SHUNT_TEST_SPLICE` names; `None`, without it, for the one
+    /// that the agent picks.
+    ///
+    /// # Panics
+    ///
+    /// When there is no mode of that name.
+    pub fn tried() -> Option<Self> {
+        let name = std::env::var("SHUNT_TEST_SPLICE").ok()?;
+        let mode = Self::named(&name);
+        Some(mode.unwrap_or_else(|| panic!("SHUNT_TEST_SPLICE={name} is no mode of splicing")))
+    }
+
     /// What `shunt run` is told; it is told `auto` for no mode at all. Nothing
     /// to an agent that does not splice yet.
     fn arguments(mode: Option<Self>) -> Vec<&'static str> {

@@ -393,18 +393,14 @@ impl End {
     ///
     /// When the kernel refuses.
     pub fn queued(&self) -> usize {
-        let queued = self.queued_silently();
-        self.note("has so much to read", queued)
-    }
-
-    fn queued_silently(&self) -> usize {
         let mut queued: libc::c_int = 0;
         // SAFETY: the kernel writes one int.
         unsafe { fionread(self.socket.as_raw_fd(), &raw mut queued) }.expect("an open socket");
-        usize::try_from(queued).expect("a length")
+        let queued = usize::try_from(queued).expect("a length");
+        self.note("has so much to read by FIONREAD", queued)
     }
 
-    /// Waits until there are `length` bytes to read.
+    /// Waits until there are `length` bytes to read, as MSG_PEEK shows.
     ///
     /// # Panics
     ///
@@ -412,7 +408,10 @@ impl End {
     #[track_caller]
     pub fn has_queued(&self, length: usize) {
         wait_until(&format!("{} to have {length} bytes", self.name), || {
-            let queued = self.queued_silently();
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            let queued = self
+                .recv_silently(length + 1, flags)
+                .map_or(0, |text| text.len());
             if queued == length {
                 Ok(())
             } else {

@@ -99,14 +99,7 @@ fn compare(manners: &[Manner], script: fn(Ends)) {
 }
 
 /// How the two are told to splice that are compared.
-const MODES: [fn() -> Option<Splice>; 2] = [|| Some(Splice::Off), tried];
-
-/// The mode to try; `None` for the one that the agent picks.
-fn tried() -> Option<Splice> {
-    let name = std::env::var("SHUNT_TEST_SPLICE").ok()?;
-    let mode = Splice::named(&name);
-    Some(mode.unwrap_or_else(|| panic!("SHUNT_TEST_SPLICE={name} is no mode of splicing")))
-}
+const MODES: [fn() -> Option<Splice>; 2] = [|| Some(Splice::Off), Splice::tried];
 
 /// Two pods, a proxy in each, and somebody who listens in the second.
 struct Lab {

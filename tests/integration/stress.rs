@@ -1,6 +1,7 @@
 //! Connections from pod to pod in great numbers, used in every way at once, for
 //! as long as `SHUNT_TEST_STRESS` says (`cargo xtask test --stress SECONDS`), 60
-//! seconds without it. `SHUNT_TEST_SEED` repeats a run as far as chance allows.
+//! seconds without it. `SHUNT_TEST_SEED` repeats a run as far as chance allows,
+//! and `SHUNT_TEST_SPLICE` names another mode than the one that the agent picks.
 
 use std::{
     net::SocketAddr,
@@ -39,7 +40,7 @@ fn run<P>(proxy: fn(&Pod) -> P) {
     say(&format!("SHUNT_TEST_SEED={seed} repeats this"));
     let node = Node::new();
     let [client, server] = ["client", "server"].map(|name| node.pod(name));
-    let agent = Agent::start_splicing(node.cgroup(), None);
+    let agent = Agent::start_splicing(node.cgroup(), Splice::tried());
     let _proxies = [&client, &server].map(proxy);
     for pod in [&client, &server] {
         agent.enroll(pod.netns(), &ISTIO_DEFAULTS);

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use nix::{errno::Errno, libc, poll::PollFlags, sys::socket::MsgFlags};
 use shunt_tests::{
     Blocked, End,
+    deadline::wait_until,
     end::{ENDED, Text, nothing, text},
     uring,
 };
@@ -80,7 +81,10 @@ fn tls_in_the_kernel_for_what_is_sent() {
         }
         assert_eq!(app.send("secret"), Ok(6));
         // A header, a nonce, the cipher text and its tag: 5 + 8 + 6 + 16.
-        peer.has_queued(35);
+        wait_until("a record", || match peer.unnoticed().queued() {
+            35 => Ok(()),
+            other => Err(format!("{other} bytes")),
+        });
         let record = peer.unnoticed().recv(100).expect("a record");
         assert!(!record.contains("secret"), "in the clear: {record:?}");
     });

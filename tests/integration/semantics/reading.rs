@@ -119,8 +119,10 @@ fn how_much_there_is_to_read() {
         assert_eq!(app.queued(), 0);
         assert_eq!(peer.send("abc"), Ok(3));
         app.has_queued(3);
+        assert_eq!(app.queued(), 3);
         assert_eq!(peer.send("defg"), Ok(4));
         app.has_queued(7);
+        assert_eq!(app.queued(), 7);
         assert_eq!(app.recv(5), text("abcde"));
         assert_eq!(app.queued(), 2);
         peer.close();
