@@ -73,6 +73,9 @@ struct Plan {
     there: u64,
     /// Bytes from the server to the client.
     back: u64,
+    /// Who says first that it has said all. The other does when it has read that,
+    /// and has sent all; `None` is when each does as soon as it has sent all.
+    first: Option<Who>,
     end: Ending,
 }
 
@@ -98,11 +101,13 @@ impl Plan {
             },
             _ => Ending::Well,
         };
+        let first = [Some(Who::Client), Some(Who::Server), None];
         Self {
             number,
             seed: dice.throw(),
             there,
             back,
+            first: first[usize::try_from(dice.below(3)).expect("small")],
             end,
         }
     }
@@ -537,6 +542,9 @@ impl End {
         }
         self.is_greeting = false;
         if self.sent == total {
+            if !self.has_read_all && plan.first.is_some_and(|first| first != self.who) {
+                return Ok(false);
+            }
             self.stream.shutdown(Shutdown::Write)?;
             self.has_said_all = true;
             return Ok(true);
