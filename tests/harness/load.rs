@@ -64,6 +64,16 @@ enum Who {
     Server,
 }
 
+/// What both ends of a load have to agree on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Everything that is drawn follows from it.
+    pub seed: u64,
+    /// The client says first that it has said all, and the server when it has
+    /// read that; else it is either of them, or both at once.
+    pub client_ends_first: bool,
+}
+
 /// What is to happen on one connection.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
@@ -89,8 +99,8 @@ enum Ending {
 }
 
 impl Plan {
-    fn new(seed: u64, number: u64) -> Self {
-        let mut dice = Dice(mix(seed ^ mix(number)));
+    fn new(rules: Rules, number: u64) -> Self {
+        let mut dice = Dice(mix(rules.seed ^ mix(number)));
         let (there, back) = (dice.size(MOST), dice.size(MOST));
         let by = [Who::Client, Who::Server][usize::from(dice.below(2) == 0)];
         let end = match dice.below(8) {
@@ -102,12 +112,13 @@ impl Plan {
             _ => Ending::Well,
         };
         let first = [Some(Who::Client), Some(Who::Server), None];
+        let kinds = if rules.client_ends_first { 1 } else { 3 };
         Self {
             number,
             seed: dice.throw(),
             there,
             back,
-            first: first[usize::try_from(dice.below(3)).expect("small")],
+            first: first[usize::try_from(dice.below(kinds)).expect("small")],
             end,
         }
     }
@@ -161,7 +172,7 @@ impl fmt::Display for Sum {
 
 /// What the ends of connections have in common.
 pub struct Load {
-    seed: u64,
+    rules: Rules,
     poll: Poll,
     ends: HashMap<Token, End>,
     /// Those that have something to do.
@@ -173,9 +184,9 @@ pub struct Load {
 const LISTENER: Token = Token(usize::MAX);
 
 impl Load {
-    fn new(seed: u64) -> Self {
+    fn new(rules: Rules) -> Self {
         Self {
-            seed,
+            rules,
             poll: Poll::new().expect("an epoll instance"),
             ends: HashMap::new(),
             ready: VecDeque::new(),
@@ -194,20 +205,20 @@ impl Load {
     /// happens on it for minutes.
     pub fn call(
         server: SocketAddr,
-        seed: u64,
+        rules: Rules,
         first: u64,
         at_once: usize,
         time: Duration,
     ) -> Result<Sum, String> {
-        let mut load = Self::new(seed);
+        let mut load = Self::new(rules);
         let end = Instant::now() + time;
         let mut number = first;
         loop {
             let is_over = Instant::now() >= end;
             while !is_over && load.ends.len() < at_once {
-                let plan = Plan::new(seed, number);
+                let plan = Plan::new(rules, number);
                 let stream = connect(server).map_err(|error| format!("{plan:?}: {error}"))?;
-                load.add(End::of_client(stream, plan));
+                load.add(End::of_client(stream, rules, plan));
                 number += 1;
             }
             if load.ends.is_empty() {
@@ -223,10 +234,14 @@ impl Load {
     /// # Errors
     ///
     /// As [`call`](Self::call).
-    pub fn answer(listener: Socket, seed: u64, is_over: impl Fn() -> bool) -> Result<Sum, String> {
+    pub fn answer(
+        listener: Socket,
+        rules: Rules,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Sum, String> {
         listener.set_nonblocking(true).expect("an open socket");
         let mut listener = TcpListener::from_std(listener.into());
-        let mut load = Self::new(seed);
+        let mut load = Self::new(rules);
         load.poll
             .registry()
             .register(&mut listener, LISTENER, Interest::READABLE)
@@ -275,7 +290,7 @@ impl Load {
 
     fn accept(&mut self, listener: &TcpListener) {
         while let Ok((stream, _)) = listener.accept() {
-            let end = End::of_server(stream, self.seed);
+            let end = End::of_server(stream, self.rules);
             self.add(end);
         }
     }
@@ -329,7 +344,7 @@ enum State {
 /// One end of one connection.
 struct End {
     who: Who,
-    seed: u64,
+    rules: Rules,
     stream: TcpStream,
     /// A server has none before it has read the header.
     plan: Option<Plan>,
@@ -363,25 +378,25 @@ impl fmt::Display for End {
 }
 
 impl End {
-    fn of_client(stream: TcpStream, plan: Plan) -> Self {
-        let mut end = Self::new(Who::Client, stream, plan.seed);
+    fn of_client(stream: TcpStream, rules: Rules, plan: Plan) -> Self {
+        let mut end = Self::new(Who::Client, stream, rules);
         end.message.0 = plan.number.to_be_bytes().to_vec();
         end.is_greeting = true;
         end.plan = Some(plan);
         end
     }
 
-    fn of_server(stream: TcpStream, seed: u64) -> Self {
-        Self::new(Who::Server, stream, seed)
+    fn of_server(stream: TcpStream, rules: Rules) -> Self {
+        Self::new(Who::Server, stream, rules)
     }
 
-    fn new(who: Who, stream: TcpStream, seed: u64) -> Self {
+    fn new(who: Who, stream: TcpStream, rules: Rules) -> Self {
         Self {
             who,
-            seed,
+            rules,
             stream,
             plan: None,
-            dice: Dice(mix(seed ^ who as u64)),
+            dice: Dice(mix(rules.seed ^ who as u64)),
             header: Vec::new(),
             message: (Vec::new(), 0),
             is_greeting: false,
@@ -493,7 +508,7 @@ impl End {
         }
         self.header.extend(&buffer[..read]);
         if let Ok(number) = self.header.as_slice().try_into() {
-            self.plan = Some(Plan::new(self.seed, u64::from_be_bytes(number)));
+            self.plan = Some(Plan::new(self.rules, u64::from_be_bytes(number)));
         }
         Ok(true)
     }
