@@ -128,6 +128,51 @@ impl Drop for Place {
     }
 }
 
+/// How far an agent splices: the modes of `shunt run --splice`, of which each
+/// does more than the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Splice {
+    /// Not at all.
+    Off,
+    /// Between proxies.
+    Between,
+    /// Also what applications send to proxies.
+    Proxy,
+    /// Also what proxies send to applications.
+    All,
+}
+
+impl Splice {
+    const ALL: [Self; 4] = [Self::Off, Self::Between, Self::Proxy, Self::All];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Between => "between",
+            Self::Proxy => "proxy",
+            Self::All => "all",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// The mode that `SHUNT_TEST_SPLICE` names; `None`, without it, for the one
+    /// that the agent picks.
+    ///
+    /// # Panics
+    ///
+    /// When there is no mode of that name.
+    pub fn tried() -> Option<Self> {
+        let name = std::env::var("SHUNT_TEST_SPLICE").ok()?;
+        let mode = Self::named(&name);
+        Some(mode.unwrap_or_else(|| panic!("SHUNT_TEST_SPLICE={name} is no mode of splicing")))
+    }
+}
+
 /// A running agent. On drop it is told to end, and waited for.
 #[derive(Debug)]
 pub struct Agent {
@@ -152,6 +197,17 @@ impl Agent {
     /// As [`start`](Self::start).
     pub fn start_in(place: Place) -> Self {
         Self::start_with(place, &[])
+    }
+
+    /// The same for the sockets of `cgroup`, and it splices: so far, or as far as
+    /// it finds this kernel safe.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_splicing(cgroup: &Cgroup, mode: Option<Splice>) -> Self {
+        let mode = mode.map_or("auto", Splice::name);
+        Self::start_with(Place::new(cgroup), &["--splice", mode])
     }
 
     /// The same with these arguments of `shunt run`, such as `--splice proxy`.
@@ -269,6 +325,36 @@ impl Agent {
         let pods = status["pods"].as_array().expect("status lists pods");
         let counts = pods.iter().map(|pod| &pod["counters"]["errors"][name]);
         counts.filter_map(Value::as_u64).sum()
+    }
+
+    /// How far it splices: what it was told, or what it has settled for.
+    ///
+    /// # Panics
+    ///
+    /// As [`status`](Self::status), or when it names a mode that is none.
+    #[track_caller]
+    pub fn splices(&self) -> Splice {
+        let status = self.status();
+        let mode = status["splice"]["mode"].as_str().unwrap_or("off");
+        Splice::named(mode).unwrap_or_else(|| panic!("{mode:?} is no mode of splicing"))
+    }
+
+    /// How many bytes the sockets of a pod have given to their peers directly.
+    ///
+    /// # Panics
+    ///
+    /// As [`status`](Self::status), or when the pod is not enrolled.
+    #[track_caller]
+    pub fn spliced_bytes(&self, netns: &Netns) -> u64 {
+        let status = self.status();
+        let path = netns.path();
+        let pods = status["pods"].as_array().expect("status lists pods");
+        let pod = pods
+            .iter()
+            .find(|pod| pod["netns"].as_str() == path.to_str())
+            .unwrap_or_else(|| panic!("{} is not enrolled: {status}", path.display()));
+        let bytes = &pod["counters"]["splice"]["bytes"];
+        bytes.as_u64().unwrap_or(0)
     }
 
     /// What `shunt status --output json` says.

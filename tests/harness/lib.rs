@@ -20,23 +20,29 @@
 
 pub mod actor;
 pub mod agent;
+pub mod blocked;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod deadline;
 pub mod dns;
+pub mod end;
 pub mod envoy;
 pub mod http;
 pub mod interrupt;
 pub mod iptables;
 pub mod leftovers;
+pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod node;
 pub mod owner;
+pub mod pattern;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 pub mod responder;
+mod service;
 pub mod syscall;
 pub mod uring;
 
@@ -46,18 +52,23 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 // The integration tests use them, which have the dependencies of this package.
 use {rand as _, shunt_abi as _, shunt_istio_rules as _};
 
-pub use agent::Agent;
+pub use agent::{Agent, Splice};
+pub use blocked::Blocked;
 pub use cgroup::Cgroup;
 pub use dns::DnsServer;
+pub use end::{End, Record};
 pub use envoy::Envoy;
 
 pub use mesh::MeshPod;
 pub use netns::Netns;
 pub use node::{Node, Pod, Stack};
 pub use owner::Owner;
+pub use pattern::Pattern;
 pub use probe::{Answer, Outcome, Probe, Source, connect_all, connect_all_here, probe, probe_all};
 pub use process::Process;
-pub use responder::{Families, Greeting, Responder};
+pub use proxy::Proxy;
+pub use responder::{Greeting, Responder};
+pub use service::Families;
 
 /// Panics unless this process is root: a test that cannot run has failed. The
 /// first call in a process also makes it ready for tests.

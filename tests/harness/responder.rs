@@ -3,21 +3,21 @@
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
-    os::fd::AsFd,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
-    thread::{self, JoinHandle},
 };
 
-use mio::{Events, Interest, Poll, Token, Waker, event::Source, net};
+use mio::{Interest, Poll, Token, event::Event, net::TcpStream};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::{Netns, Owner, netns::Entrance};
+use crate::{
+    Netns, Owner,
+    netns::Entrance,
+    service::{Connections, FIRST_TOKEN, Families, Service, original_destination, watch},
+};
 
 /// What a responder sees of one connection; it is the first line that it sends,
 /// as JSON. Everything after it is an echo.
@@ -70,29 +70,13 @@ impl Greeting {
     }
 }
 
-/// Which connections a responder accepts, on which sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 alone.
-    V4,
-    /// IPv4 and IPv6, on a socket each.
-    Split,
-    /// Both on one IPv6 socket, as Go and the JVM listen.
-    Dual,
-}
-
 /// Listens on a set of ports, on every address of a namespace, until it is
 /// dropped. Its sockets have SO_REUSEPORT: several responders can share a port.
 #[derive(Debug)]
 pub struct Responder {
-    waker: Arc<Waker>,
     accepted: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    _service: Service,
 }
-
-/// The queue of each listener: larger than any test's number of connections
-/// that are not accepted yet.
-const BACKLOG: i32 = 4096;
 
 impl Responder {
     /// Listens on `ports` in `netns`, for IPv4, with sockets of `owner`. They
@@ -112,7 +96,7 @@ impl Responder {
     /// As [`start`](Self::start).
     pub fn start_for(families: Families, netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
         let entrance = Some(netns.entrance());
-        Self::spawn(netns.purpose(), entrance, owner, (families, ports))
+        Self::serve(netns.purpose(), entrance, owner, (families, ports))
     }
 
     /// The same in the namespace of the calling thread; it is told to be
@@ -122,40 +106,25 @@ impl Responder {
     ///
     /// As [`start`](Self::start).
     pub fn start_here(place: &str, owner: Owner, ports: &[u16]) -> Self {
-        Self::spawn(place, None, owner, (Families::V4, ports))
+        Self::serve(place, None, owner, (Families::V4, ports))
     }
 
-    fn spawn(
+    fn serve(
         place: &str,
         entrance: Option<Entrance>,
         owner: Owner,
-        (families, ports): (Families, &[u16]),
+        at: (Families, &[u16]),
     ) -> Self {
-        let (report, reported) = mpsc::channel();
         let accepted = Arc::new(AtomicU64::new(0));
-        let thread = {
-            let (place, ports) = (place.to_owned(), ports.to_vec());
-            let accepted = Arc::clone(&accepted);
-            thread::spawn(move || {
-                if let Some(entrance) = entrance {
-                    entrance.enter();
-                }
-                owner.assume();
-                let mut serving = Serving::listen(place, (families, &ports), accepted);
-                report.send(Arc::clone(&serving.waker)).ok();
-                serving.run();
-            })
-        };
-        let Ok(waker) = reported.recv() else {
-            match thread.join() {
-                Err(panic) => std::panic::resume_unwind(panic),
-                Ok(()) => unreachable!("it reports before it ends"),
-            }
+        let responding = Responding {
+            place: place.to_owned(),
+            connections: HashMap::new(),
+            next: FIRST_TOKEN,
+            accepted: Arc::clone(&accepted),
         };
         Self {
-            waker,
             accepted,
-            thread: Some(thread),
+            _service: Service::start(entrance, owner, at, responding),
         }
     }
 
@@ -165,122 +134,41 @@ impl Responder {
     }
 }
 
-impl Drop for Responder {
-    fn drop(&mut self) {
-        // A thread that has panicked has no use for it.
-        let _ = self.waker.wake();
-        if let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-            && !thread::panicking()
-        {
-            std::panic::resume_unwind(panic);
-        }
-    }
-}
-
-/// The token of the waker, which means: stop. No listener or connection has it.
-const STOP: Token = Token(usize::MAX);
-
 /// The thread's side of a responder.
-struct Serving {
+struct Responding {
     place: String,
-    poll: Poll,
-    waker: Arc<Waker>,
-    listeners: Vec<(u16, net::TcpListener)>,
     connections: HashMap<Token, Connection>,
     next: usize,
     accepted: Arc<AtomicU64>,
 }
 
-impl Serving {
-    fn listen(
-        place: String,
-        (families, ports): (Families, &[u16]),
-        accepted: Arc<AtomicU64>,
-    ) -> Self {
-        let poll = Poll::new().expect("an epoll instance");
-        let waker = Waker::new(poll.registry(), STOP).expect("an event file");
-        let mut listeners = Vec::new();
-        let sockets = ports
-            .iter()
-            .flat_map(|&port| families.sockets().iter().map(move |&socket| (port, socket)));
-        for (index, (port, socket)) in sockets.enumerate() {
-            let mut listener = listen(socket, port)
-                .unwrap_or_else(|e| panic!("cannot listen on {place}:{port}: {e}"));
-            watch(&poll, &mut listener, Token(index), Interest::READABLE);
-            listeners.push((port, listener));
-        }
-        Self {
-            place,
-            poll,
-            waker: Arc::new(waker),
-            next: listeners.len(),
-            listeners,
-            connections: HashMap::new(),
-            accepted,
-        }
+impl Connections for Responding {
+    fn accepted(&mut self, poll: &Poll, port: u16, mut stream: TcpStream, peer: SocketAddr) {
+        let greeting = self.greeting(port, &stream, peer);
+        let token = Token(self.next);
+        self.next += 1;
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        watch(poll, &mut stream, token, interest);
+        let connection = Connection::new(stream, &greeting);
+        self.connections.insert(token, connection);
+        self.serve(token);
     }
 
-    fn run(&mut self) {
-        let mut events = Events::with_capacity(1024);
-        loop {
-            match self.poll.poll(&mut events, None) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result.expect("epoll_wait"),
-            }
-            for event in &events {
-                match event.token() {
-                    STOP => return,
-                    Token(index) if index < self.listeners.len() => self.accept(index),
-                    connection => self.serve(connection),
-                }
-            }
-        }
+    fn happened(&mut self, _: &Poll, event: &Event) {
+        self.serve(event.token());
     }
+}
 
-    fn accept(&mut self, index: usize) {
-        loop {
-            let (port, listener) = &self.listeners[index];
-            let (stream, peer) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The client was quicker to close than we to accept.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => panic!("cannot accept on {}:{port}: {error}", self.place),
-            };
-            let greeting = self.greeting(*port, &stream, peer);
-            let token = Token(self.next);
-            self.next += 1;
-            self.accepted.fetch_add(1, Ordering::Relaxed);
-            let mut stream = stream;
-            watch(
-                &self.poll,
-                &mut stream,
-                token,
-                Interest::READABLE | Interest::WRITABLE,
-            );
-            let connection = Connection::new(stream, &greeting);
-            self.connections.insert(token, connection);
-            self.serve(token);
-        }
-    }
-
-    fn greeting(&self, listener: u16, stream: &net::TcpStream, peer: SocketAddr) -> Greeting {
-        let socket = SockRef::from(stream);
-        // A client of IPv4 on a listener of IPv6 has an IPv4-mapped address.
-        let original_dst = match peer.ip().to_canonical() {
-            IpAddr::V4(_) => socket.original_dst_v4(),
-            IpAddr::V6(_) => socket.original_dst_v6(),
-        };
+impl Responding {
+    fn greeting(&self, listener: u16, stream: &TcpStream, peer: SocketAddr) -> Greeting {
         Greeting {
             place: self.place.clone(),
             listener,
             peer,
             // A connection that was reset meanwhile still has its address.
             local: stream.local_addr().expect("getsockname"),
-            original_dst: original_dst
-                .map(|addr| addr.as_socket().expect("an address of IPv4 or IPv6"))
-                .map_err(|error| error.raw_os_error().unwrap_or(0)),
+            original_dst: original_destination(stream, peer),
         }
     }
 
@@ -293,68 +181,14 @@ impl Serving {
     }
 }
 
-/// Closing alone would not do: a child that another test has just forked has
-/// every file of this process until it calls exec, and would keep the listeners
-/// accepting.
-impl Drop for Serving {
-    fn drop(&mut self) {
-        for (_, listener) in &self.listeners {
-            // It cannot fail on a listener, and nothing is lost when it does.
-            let _ = SockRef::from(listener).shutdown(Shutdown::Both);
-        }
-    }
-}
-
-/// What a listening socket accepts.
-#[derive(Clone, Copy)]
-enum Accepts {
-    V4,
-    V6,
-    Both,
-}
-
-impl Families {
-    const fn sockets(self) -> &'static [Accepts] {
-        match self {
-            Self::V4 => &[Accepts::V4],
-            Self::Split => &[Accepts::V4, Accepts::V6],
-            Self::Dual => &[Accepts::Both],
-        }
-    }
-}
-
-fn listen(accepts: Accepts, port: u16) -> io::Result<net::TcpListener> {
-    let (domain, any): (_, IpAddr) = match accepts {
-        Accepts::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
-        Accepts::V6 | Accepts::Both => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
-    };
-    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-    match accepts {
-        Accepts::V4 => {}
-        Accepts::V6 => socket.set_only_v6(true)?,
-        Accepts::Both => socket.set_only_v6(false)?,
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.bind(&SocketAddr::new(any, port).into())?;
-    socket.listen(BACKLOG)?;
-    Ok(net::TcpListener::from_std(socket.into()))
-}
-
-fn watch(poll: &Poll, source: &mut (impl Source + AsFd), token: Token, interest: Interest) {
-    poll.registry()
-        .register(source, token, interest)
-        .expect("an open socket can be watched");
-}
-
 /// An accepted connection and what it still has to be sent.
 struct Connection {
-    stream: net::TcpStream,
+    stream: TcpStream,
     unsent: Vec<u8>,
 }
 
 impl Connection {
-    fn new(stream: net::TcpStream, greeting: &Greeting) -> Self {
+    fn new(stream: TcpStream, greeting: &Greeting) -> Self {
         let mut unsent = serde_json::to_vec(greeting).expect("plain data");
         unsent.push(b'\n');
         Self { stream, unsent }

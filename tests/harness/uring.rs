@@ -7,7 +7,7 @@ use std::{
 };
 
 use io_uring::{IoUring, opcode, squeue::Entry, types::Fd};
-use nix::libc;
+use nix::{errno::Errno, libc, sys::socket::MsgFlags};
 use socket2::{SockAddr, Socket};
 
 /// Opens a TCP socket for IPv4 (IORING_OP_SOCKET, Linux 5.19).
@@ -30,6 +30,44 @@ pub fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
     let to = SockAddr::from(to);
     let descriptor = Fd(socket.as_raw_fd());
     submit(opcode::Connect::new(descriptor, to.as_ptr().cast(), to.len()).build()).map(drop)
+}
+
+/// Reads at most `length` bytes from a socket (IORING_OP_RECV, Linux 5.6).
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn recv(socket: &Socket, length: u32, flags: MsgFlags) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0; length as usize];
+    let descriptor = Fd(socket.as_raw_fd());
+    let read = submit(
+        opcode::Recv::new(descriptor, bytes.as_mut_ptr(), length)
+            .flags(flags.bits())
+            .build(),
+    );
+    let read = usize::try_from(read.map_err(errno)?).expect("a length");
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Sends bytes through a socket (IORING_OP_SEND, Linux 5.6); how many.
+///
+/// # Errors
+///
+/// What the kernel says.
+///
+/// # Panics
+///
+/// When there are more than four billion bytes.
+pub fn send(socket: &Socket, bytes: &[u8]) -> Result<usize, Errno> {
+    let length = u32::try_from(bytes.len()).expect("fewer bytes");
+    let descriptor = Fd(socket.as_raw_fd());
+    let sent = submit(opcode::Send::new(descriptor, bytes.as_ptr(), length).build());
+    Ok(usize::try_from(sent.map_err(errno)?).expect("a length"))
+}
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 /// Has the kernel do one thing, and waits for it.
