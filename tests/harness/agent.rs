@@ -160,10 +160,21 @@ impl Agent {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
+        let arguments: Vec<_> = map_limits
+            .iter()
+            .flat_map(|limit| ["--map-limit", limit])
+            .collect();
+        Self::start_told(place, &arguments)
+    }
+
+    /// The same with more arguments of `shunt run`.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_told(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
-        for limit in map_limits {
-            command.args(["--map-limit", limit]);
-        }
+        command.args(arguments);
         let process = Process::spawn("shunt run", &mut command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }

@@ -18,6 +18,7 @@ mod lifecycle;
 mod many;
 mod network;
 mod owner;
+mod programs;
 mod scale;
 mod sockets;
 mod userns;
