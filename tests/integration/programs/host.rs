@@ -17,6 +17,9 @@ use shunt_tests::{
 };
 use tempfile::TempDir;
 
+/// Debian's, not one that is meant for another user.
+pub(super) const PYTHON: &str = "/usr/bin/python3";
+
 /// How long a client may take, in seconds: one that hangs has failed.
 const PATIENCE: &str = "100";
 
@@ -61,6 +64,12 @@ impl Host {
         let path = self.path(name);
         fs::write(&path, content).expect("our own directory");
         own(&path, 0o644);
+    }
+
+    /// Gives the application a program.
+    pub(super) fn write_program(&self, name: &str, content: &[u8]) {
+        self.write(name, content);
+        own(&self.path(name), 0o755);
     }
 
     pub(super) fn read(&self, name: &str) -> Vec<u8> {
@@ -134,6 +143,18 @@ impl Host {
             })
         })
     }
+}
+
+/// Waits until a program has ended by itself, which must have been well.
+#[track_caller]
+pub(super) fn ended_well(program: Process) {
+    wait_until("a program to end", || {
+        let ended = program.has_exited();
+        ended.then_some(()).ok_or_else(|| program.output())
+    });
+    let output = program.output();
+    let status = program.stop();
+    assert!(status.success(), "{status}: {output}");
 }
 
 fn own(path: &Path, mode: u32) {

@@ -67,12 +67,15 @@ fn write_if_absent(path: &Path, text: &str, mode: u32) -> Result<bool> {
 
 /// Keeps a service that was just installed from being started at the next boot.
 pub(super) fn disable(service: &str) -> Result<()> {
-    Step::new("update-rc.d", "disabling a service that the tests do not need")
-        .args([service, "disable"])
-        .remedy(format!(
-            "Look at `systemctl status {service}`; the tests start a server of their own."
-        ))
-        .run()
+    Step::new(
+        "update-rc.d",
+        "disabling a service that the tests do not need",
+    )
+    .args([service, "disable"])
+    .remedy(format!(
+        "Look at `systemctl status {service}`; the tests start a server of their own."
+    ))
+    .run()
 }
 
 #[cfg(test)]
