@@ -154,25 +154,12 @@ impl Agent {
         Self::start_with(place, &[])
     }
 
-    /// The same with maps of another size, each written `NAME=ENTRIES`.
+    /// The same with these arguments of `shunt run`, such as `--splice proxy`.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
-    pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
-        let arguments: Vec<_> = map_limits
-            .iter()
-            .flat_map(|limit| ["--map-limit", limit])
-            .collect();
-        Self::start_told(place, &arguments)
-    }
-
-    /// The same with more arguments of `shunt run`.
-    ///
-    /// # Panics
-    ///
-    /// As [`start`](Self::start).
-    pub fn start_told(place: Place, arguments: &[&str]) -> Self {
+    pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments);
         let process = Process::spawn("shunt run", &mut command);

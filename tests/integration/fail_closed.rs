@@ -40,7 +40,12 @@ fn enrolled_with(lab: &Lab, map_limits: &[&str]) -> Agent {
 }
 
 fn agent_with(lab: &Lab, map_limits: &[&str]) -> Agent {
-    Agent::start_with(Place::new(lab.node.cgroup()), map_limits)
+    let arguments: Vec<String> = map_limits
+        .iter()
+        .map(|limit| format!("--map-limit={limit}"))
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Agent::start_with(Place::new(lab.node.cgroup()), &arguments)
 }
 
 /// How much memory the options and the storage of one socket may take; a

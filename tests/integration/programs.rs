@@ -13,6 +13,7 @@ mod servers;
 use std::{
     fmt::Debug,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use shunt_tests::{Agent, Node, agent::Place, deadline::wait_until};
@@ -22,41 +23,37 @@ use self::host::Host;
 /// The port of the server under test.
 const PORT: u16 = 8080;
 
-/// How an agent is started; the first is the one that the others are compared
-/// with.
-const MODES: [Mode; 1] = [Mode {
-    name: "off",
-    arguments: &[],
-}];
+/// The modes of splicing that an agent may be in without being forced; the first
+/// is the one that the others are compared with.
+const MODES: [&str; 1] = ["off"];
 
-/// A mode of splicing.
-#[derive(Clone, Copy, Debug)]
-struct Mode {
-    name: &'static str,
-    /// What `shunt run` is given.
-    arguments: &'static [&'static str],
-}
+/// More of them, separated by commas: to see what a forced one breaks.
+const MORE_MODES: &str = "SHUNT_TEST_SPLICE";
 
 /// Two pods of the mesh.
 struct World {
     client: Host,
     server: Host,
-    _agent: Agent,
+    agent: Agent,
     _node: Node,
 }
 
 impl World {
-    fn start(mode: Mode) -> Self {
+    fn start(mode: &str) -> Self {
+        let arguments: &[&str] = match mode {
+            "off" => &[],
+            mode => &["--splice", mode],
+        };
         let node = Node::new();
         let [client, server] = ["client", "server"].map(|name| Host::start(&node, name));
-        let agent = Agent::start_told(Place::new(node.cgroup()), mode.arguments);
+        let agent = Agent::start_with(Place::new(node.cgroup()), arguments);
         for host in [&client, &server] {
             host.enroll(&agent);
         }
         Self {
             client,
             server,
-            _agent: agent,
+            agent: agent,
             _node: node,
         }
     }
@@ -74,21 +71,38 @@ impl World {
         format!("http://{}/{path}", self.address())
     }
 
-    /// What both sidecars have seen: so many connections, and at least so many
-    /// bytes.
+    /// What went through both sidecars, when all of it has.
     fn traffic(&self) -> Traffic {
-        wait_until("both sidecars to have seen the same", || {
+        wait_until("both sidecars to have seen the same connections", || {
             let out = Traffic::of(&self.client, "out");
             let into = Traffic::of(&self.server, "in");
-            let same = out.connections == into.connections;
             let over = out.open + into.open == 0;
-            (same && over)
+            (over && out.connections == into.connections)
                 .then_some(Traffic {
                     bytes: out.bytes.min(into.bytes),
                     ..out
                 })
                 .ok_or_else(|| format!("{out:?} left, {into:?} came in"))
         })
+    }
+
+    /// Bytes that were spliced on their way from the client to the server, and on
+    /// the way back.
+    fn spliced(&self) -> [u64; 2] {
+        let status = self.agent.status();
+        [&self.client, &self.server].map(|host| {
+            let path = host.pod().netns().path();
+            let pods = status["pods"].as_array().into_iter().flatten();
+            pods.filter(|pod| pod["netns"].as_str().map(Path::new) == Some(&path))
+                .filter_map(|pod| pod["counters"]["splice"]["bytes"].as_u64())
+                .sum()
+        })
+    }
+
+    /// Whether the agent splices at all.
+    fn splices(&self) -> bool {
+        let mode = &self.agent.status()["splice"]["mode"];
+        mode.as_str().is_some_and(|mode| mode != "off")
     }
 }
 
@@ -117,24 +131,63 @@ impl Traffic {
     }
 }
 
-/// Plays `scene` in every mode; what it gives must always be the same. All that
-/// it sends must have gone through both sidecars: at least so many connections
-/// and bytes, both ways together.
+/// What must have gone through both sidecars after a scene.
+#[derive(Clone, Copy, Debug)]
+struct Least {
+    connections: usize,
+    /// Both ways together.
+    bytes: usize,
+    /// In a mode that splices.
+    spliced: Spliced,
+}
+
+/// Which ways are busy for so long that an agent that splices cannot miss it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spliced {
+    /// None: each connection is over before it is worth it, or may be.
+    Maybe,
+    /// At least one of the two.
+    OneWay,
+    /// To the server and back.
+    BothWays,
+}
+
+impl Least {
+    #[track_caller]
+    fn check(self, mode: &str, world: &World) {
+        let (traffic, spliced) = (world.traffic(), world.spliced());
+        let seen = format!("{mode}: {traffic:?}, spliced {spliced:?}");
+        assert!(
+            traffic.connections >= self.connections as u64 && traffic.bytes >= self.bytes as u64,
+            "not everything went through the sidecars: {seen}, {self:?}"
+        );
+        if !world.splices() {
+            assert_eq!(spliced, [0; 2], "{seen}");
+            return;
+        }
+        let busy = spliced.iter().filter(|bytes| **bytes > 0).count();
+        let least = match self.spliced {
+            Spliced::Maybe => 0,
+            Spliced::OneWay => 1,
+            Spliced::BothWays => 2,
+        };
+        assert!(busy >= least, "not enough was spliced: {seen}, {self:?}");
+    }
+}
+
+/// Plays `scene` in every mode; what it gives must always be the same.
 #[track_caller]
-fn in_every_mode<T: Debug + PartialEq>(least: (u64, u64), scene: impl Fn(&World) -> T) {
+fn in_every_mode<T: Debug + PartialEq>(least: Least, scene: impl Fn(&World) -> T) {
+    let more = std::env::var(MORE_MODES).unwrap_or_default();
+    let more = more.split(',').filter(|mode| !mode.is_empty());
     let mut first = None;
-    for mode in MODES {
+    for mode in MODES.into_iter().chain(more) {
         let world = World::start(mode);
         let seen = scene(&world);
-        let traffic = world.traffic();
-        assert!(
-            traffic.connections >= least.0 && traffic.bytes >= least.1,
-            "{}: not everything went through the sidecars: {traffic:?}",
-            mode.name
-        );
+        least.check(mode, &world);
         match &first {
             None => first = Some(seen),
-            Some(first) => assert_eq!(&seen, first, "{} and {}", mode.name, MODES[0].name),
+            Some(first) => assert_eq!(&seen, first, "{mode} and {}", MODES[0]),
         }
     }
 }

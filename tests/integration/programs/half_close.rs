@@ -1,11 +1,11 @@
 //! One side has said all that it has to say, and still listens.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use shunt_tests::{Process, deadline::wait_until};
 
 use super::{
-    Host, PORT, World, assert_same_bytes, bytes,
+    Host, Least, PORT, Spliced, World, assert_same_bytes, bytes,
     host::{PYTHON, ended_well},
     in_every_mode,
 };
@@ -18,7 +18,7 @@ const ROUNDS: usize = 40;
 /// How many connections there are.
 pub(super) const CONNECTIONS: usize = 3 * ROUNDS;
 /// The least that they carry, both ways together.
-pub(super) const BYTES: u64 = 40_000_000;
+pub(super) const BYTES: usize = 40_000_000;
 
 /// A server with blocking sockets in Python.
 pub(super) fn serve(host: &Host, port: u16) -> Process {
@@ -27,8 +27,13 @@ pub(super) fn serve(host: &Host, port: u16) -> Process {
     host.serve(port, &[PYTHON, "half_close.py", "serve", &text])
 }
 
-/// Its client calls it at `server`; what the two have seen.
-pub(super) fn ask(host: &Host, server: SocketAddr, process: &Process) -> (String, String) {
+/// Its client calls it at `server`; what the two have seen, and how often. (The
+/// threads of the server need not speak in the order of the calls.)
+pub(super) fn ask(
+    host: &Host,
+    server: SocketAddr,
+    process: &Process,
+) -> [BTreeMap<String, usize>; 2] {
     host.write("half_close.py", SOURCE);
     let (ip, port, rounds) = (
         server.ip().to_string(),
@@ -42,7 +47,13 @@ pub(super) fn ask(host: &Host, server: SocketAddr, process: &Process) -> (String
         let all = heard.lines().count() == CONNECTIONS;
         all.then(|| heard.clone()).ok_or(heard)
     });
-    (said, heard)
+    [said, heard].map(|text| {
+        let mut lines = BTreeMap::new();
+        for line in text.lines() {
+            *lines.entry(line.to_owned()).or_insert(0) += 1;
+        }
+        lines
+    })
 }
 
 const SOURCE: &str = include_str!("../../fixtures/half_close.py");
@@ -50,10 +61,17 @@ const SOURCE: &str = include_str!("../../fixtures/half_close.py");
 /// Sockets that wait in recv().
 #[test]
 fn pythons_blocking_sockets() {
-    in_every_mode((CONNECTIONS as u64, BYTES), |world| {
-        let server = serve(&world.server, PORT);
-        ask(&world.client, world.address(), &server)
-    });
+    in_every_mode(
+        Least {
+            connections: CONNECTIONS,
+            bytes: BYTES,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let server = serve(&world.server, PORT);
+            ask(&world.client, world.address(), &server)
+        },
+    );
 }
 
 /// A file to the server, one from it, and a question whose end the server waits
@@ -66,31 +84,38 @@ fn netcat() {
     let up: String = (0..LINES).rev().map(line).collect();
     let sorted: String = (0..LINES).map(line).collect();
     let down = bytes(2, DOWN);
-    in_every_mode((3, (3 * up.len() + DOWN) as u64), |world| {
-        let (client, server) = (&world.client, &world.server);
-        let to = format!("{} {PORT}", world.ip());
-        let shell = |line: &str| client.output(&["sh", "-c", &format!("exec {line}")]);
-        let serve = |line: &str| server.serve(PORT, &["sh", "-c", &format!("exec {line}")]);
+    in_every_mode(
+        Least {
+            connections: 3,
+            bytes: 3 * up.len() + DOWN,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let (client, server) = (&world.client, &world.server);
+            let to = format!("{} {PORT}", world.ip());
+            let shell = |line: &str| client.output(&["sh", "-c", &format!("exec {line}")]);
+            let serve = |line: &str| server.serve(PORT, &["sh", "-c", &format!("exec {line}")]);
 
-        client.write("up", &up);
-        let taker = serve(&format!("nc.openbsd -d -l {PORT} > taken"));
-        shell(&format!("nc.openbsd -N {to} < up"));
-        ended_well(taker);
-        assert_same_bytes("to the server", &server.read("taken"), up.as_bytes());
+            client.write("up", &up);
+            let taker = serve(&format!("nc.openbsd -d -l {PORT} > taken"));
+            shell(&format!("nc.openbsd -N {to} < up"));
+            ended_well(taker);
+            assert_same_bytes("to the server", &server.read("taken"), up.as_bytes());
 
-        server.write("down", &down);
-        let giver = serve(&format!("nc.openbsd -N -l {PORT} < down"));
-        shell(&format!("nc.openbsd -d {to} > taken"));
-        ended_well(giver);
-        assert_same_bytes("to the client", &client.read("taken"), &down);
+            server.write("down", &down);
+            let giver = serve(&format!("nc.openbsd -N -l {PORT} < down"));
+            shell(&format!("nc.openbsd -d {to} > taken"));
+            ended_well(giver);
+            assert_same_bytes("to the client", &client.read("taken"), &down);
 
-        let sort = serve(&format!(
-            "socat -t 100 TCP-LISTEN:{PORT},reuseaddr EXEC:sort"
-        ));
-        shell(&format!("nc.openbsd -N {to} < up > answer"));
-        ended_well(sort);
-        assert_same_bytes("the answer", &client.read("answer"), sorted.as_bytes());
-    });
+            let sort = serve(&format!(
+                "socat -t 100 TCP-LISTEN:{PORT},reuseaddr EXEC:sort"
+            ));
+            shell(&format!("nc.openbsd -N {to} < up > answer"));
+            ended_well(sort);
+            assert_same_bytes("the answer", &client.read("answer"), sorted.as_bytes());
+        },
+    );
 }
 
 /// A server that answers with what it was sent, and one that answers with the
@@ -106,17 +131,24 @@ fn socat() {
         world.client.output(&["sh", "-c", &ask]);
         world.client.read("arrived")
     };
-    in_every_mode((2 * CALLS as u64, (3 * CALLS * UP) as u64), |world| {
-        let listen = format!("TCP-LISTEN:{PORT},fork,reuseaddr");
-        let echo = world.server.serve(PORT, &["socat", &listen, "PIPE"]);
-        for _ in 0..CALLS {
-            assert_same_bytes("the echo", &ask(world), &up);
-        }
-        drop(echo);
-        let digest = ["socat", "-t", "100", &listen, "EXEC:sha256sum"];
-        let _digest = world.server.serve(PORT, &digest);
-        let said = [(); CALLS].map(|()| String::from_utf8(ask(world)).expect("a digest"));
-        assert!(said.iter().all(|digest| digest.len() > 64), "{said:?}");
-        said
-    });
+    in_every_mode(
+        Least {
+            connections: 2 * CALLS,
+            bytes: 3 * CALLS * UP,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let listen = format!("TCP-LISTEN:{PORT},fork,reuseaddr");
+            let echo = world.server.serve(PORT, &["socat", &listen, "PIPE"]);
+            for _ in 0..CALLS {
+                assert_same_bytes("the echo", &ask(world), &up);
+            }
+            drop(echo);
+            let digest = ["socat", "-t", "100", &listen, "EXEC:sha256sum"];
+            let _digest = world.server.serve(PORT, &digest);
+            let said = [(); CALLS].map(|()| String::from_utf8(ask(world)).expect("a digest"));
+            assert!(said.iter().all(|digest| digest.len() > 64), "{said:?}");
+            said
+        },
+    );
 }

@@ -2,7 +2,9 @@
 
 use shunt_tests::Process;
 
-use super::{Host, PORT, World, assert_same_bytes, bytes, host::PYTHON, in_every_mode};
+use super::{
+    Host, Least, PORT, Spliced, World, assert_same_bytes, bytes, host::PYTHON, in_every_mode,
+};
 
 /// What is fetched: nothing, what fits into one packet, and what fits into no
 /// buffer.
@@ -75,93 +77,128 @@ fn curl_gets(world: &World) -> Vec<String> {
 
 #[test]
 fn curl_and_nginx() {
-    in_every_mode((12, 11 * 4 << 20), |world| {
-        let _nginx = nginx(&world.server);
-        let mut said = curl_gets(world);
-        // With a pause for "100 Continue", and without one.
-        for (name, _) in FILES {
-            world.client.write("up", file(name));
-            let to = world.url(&format!("put-{name}"));
-            said.push(world.client.output(&[
-                "curl",
-                "--silent",
-                "--upload-file",
-                "up",
-                "--write-out",
-                "%{http_code} %{size_upload}",
-                &to,
-            ]));
-            let arrived = world.server.read(&format!("put-{name}"));
-            assert_same_bytes(name, &arrived, &file(name));
-        }
-        said
-    });
+    in_every_mode(
+        Least {
+            connections: 12,
+            bytes: 11 * 4 << 20,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let _nginx = nginx(&world.server);
+            let mut said = curl_gets(world);
+            // With a pause for "100 Continue", and without one.
+            for (name, _) in FILES {
+                world.client.write("up", file(name));
+                let to = world.url(&format!("put-{name}"));
+                said.push(world.client.output(&[
+                    "curl",
+                    "--silent",
+                    "--upload-file",
+                    "up",
+                    "--write-out",
+                    "%{http_code} %{size_upload}",
+                    &to,
+                ]));
+                let arrived = world.server.read(&format!("put-{name}"));
+                assert_same_bytes(name, &arrived, &file(name));
+            }
+            said
+        },
+    );
 }
 
 #[test]
 fn wget_and_nginx() {
-    in_every_mode((5, 2 * 4 << 20), |world| {
-        let _nginx = nginx(&world.server);
-        let urls: Vec<_> = FILES.iter().map(|(name, _)| world.url(name)).collect();
-        let wget = ["wget", "--no-verbose", "--tries=1"];
-        // On one connection, each file under its own name.
-        let all: Vec<_> = urls.iter().map(String::as_str).collect();
-        world.client.output(&[&wget[..], &all].concat());
-        for (name, _) in FILES {
-            assert_same_bytes(name, &world.client.read(name), &file(name));
-            let to = world.url(&format!("put-{name}"));
-            let method = ["--method=PUT", "--body-file", name, "--output-document=-"];
-            world.client.output(&[&wget[..], &method, &[&to]].concat());
-            let arrived = world.server.read(&format!("put-{name}"));
-            assert_same_bytes(name, &arrived, &file(name));
-        }
-        let missing = world
-            .client
-            .run(&[&wget[..], &[&world.url("none")]].concat());
-        missing.status.code()
-    });
+    in_every_mode(
+        Least {
+            connections: 5,
+            bytes: 2 * 4 << 20,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let _nginx = nginx(&world.server);
+            let urls: Vec<_> = FILES.iter().map(|(name, _)| world.url(name)).collect();
+            let wget = ["wget", "--no-verbose", "--tries=1"];
+            // On one connection, each file under its own name.
+            let all: Vec<_> = urls.iter().map(String::as_str).collect();
+            world.client.output(&[&wget[..], &all].concat());
+            for (name, _) in FILES {
+                assert_same_bytes(name, &world.client.read(name), &file(name));
+                let to = world.url(&format!("put-{name}"));
+                let method = ["--method=PUT", "--body-file", name, "--output-document=-"];
+                world.client.output(&[&wget[..], &method, &[&to]].concat());
+                let arrived = world.server.read(&format!("put-{name}"));
+                assert_same_bytes(name, &arrived, &file(name));
+            }
+            let missing = world
+                .client
+                .run(&[&wget[..], &[&world.url("none")]].concat());
+            missing.status.code()
+        },
+    );
 }
 
 #[test]
 fn curl_and_pythons_http_server() {
-    in_every_mode((10, 11 * 4 << 20), |world| {
-        supply(&world.server);
-        let line = [PYTHON, "-m", "http.server", &PORT.to_string()];
-        let _server = world.server.serve(PORT, &line);
-        curl_gets(world)
-    });
+    in_every_mode(
+        Least {
+            connections: 10,
+            bytes: 11 * 4 << 20,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            supply(&world.server);
+            let line = [PYTHON, "-m", "http.server", &PORT.to_string()];
+            let _server = world.server.serve(PORT, &line);
+            curl_gets(world)
+        },
+    );
 }
 
 #[test]
 fn node_and_node() {
-    in_every_mode((8, 16 * 4 << 20), |world| {
-        for host in [&world.client, &world.server] {
-            supply(host);
-            host.write("web.mjs", include_str!("../../fixtures/web.mjs"));
-        }
-        let (ip, port) = (world.ip().to_string(), PORT.to_string());
-        let server = ["node", "web.mjs", "serve", &port];
-        let _server = world.server.serve(PORT, &server);
-        let ask = ["node", "web.mjs", "ask", &ip, &port];
-        world
-            .client
-            .output(&[&ask[..], &FILES.map(|(name, _)| name)].concat())
-    });
+    in_every_mode(
+        Least {
+            connections: 8,
+            bytes: 16 * 4 << 20,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            for host in [&world.client, &world.server] {
+                supply(host);
+                host.write("web.mjs", include_str!("../../fixtures/web.mjs"));
+            }
+            let (ip, port) = (world.ip().to_string(), PORT.to_string());
+            let server = ["node", "web.mjs", "serve", &port];
+            let _server = world.server.serve(PORT, &server);
+            let ask = ["node", "web.mjs", "ask", &ip, &port];
+            world
+                .client
+                .output(&[&ask[..], &FILES.map(|(name, _)| name)].concat())
+        },
+    );
 }
 
 #[test]
 fn openjdks_client_and_nginx() {
-    in_every_mode((2, 14 * 4 << 20), |world| {
-        let _nginx = nginx(&world.server);
-        let client = &world.client;
-        supply(client);
-        client.write("Fetch.java", include_str!("../../fixtures/Fetch.java"));
-        let line = ["java", "Fetch.java", &world.url("")];
-        let said = client.output(&[&line[..], &FILES.map(|(name, _)| name)].concat());
-        for (name, _) in FILES {
-            let arrived = world.server.read(&format!("put-{name}"));
-            assert_same_bytes(name, &arrived, &file(name));
-        }
-        said
-    });
+    in_every_mode(
+        Least {
+            connections: 2,
+            bytes: 14 * 4 << 20,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let _nginx = nginx(&world.server);
+            let client = &world.client;
+            supply(client);
+            client.write("Fetch.java", include_str!("../../fixtures/Fetch.java"));
+            let line = ["java", "Fetch.java", &world.url("")];
+            let said = client.output(&[&line[..], &FILES.map(|(name, _)| name)].concat());
+            for (name, _) in FILES {
+                let arrived = world.server.read(&format!("put-{name}"));
+                assert_same_bytes(name, &arrived, &file(name));
+            }
+            said
+        },
+    );
 }

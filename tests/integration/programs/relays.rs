@@ -16,7 +16,7 @@ use std::{
 use shunt_tests::{Process, command::output_of, leftovers::temp_dir};
 
 use super::{
-    Host, PORT,
+    Host, Least, PORT, Spliced,
     half_close::{self, BYTES, CONNECTIONS},
     in_every_mode,
 };
@@ -30,19 +30,26 @@ fn relays(
     start: impl Fn(&Host, SocketAddr, SocketAddr) -> Process,
     check: impl Fn(&Host, &Process),
 ) {
-    in_every_mode((CONNECTIONS as u64, BYTES), |world| {
-        let server = half_close::serve(&world.server, LOCAL.port());
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
-        let relays = [
-            (&world.client, start(&world.client, LOCAL, world.address())),
-            (&world.server, start(&world.server, any, LOCAL)),
-        ];
-        let seen = half_close::ask(&world.client, LOCAL, &server);
-        for (host, relay) in &relays {
-            check(host, relay);
-        }
-        seen
-    });
+    in_every_mode(
+        Least {
+            connections: CONNECTIONS,
+            bytes: BYTES,
+            spliced: Spliced::Maybe,
+        },
+        |world| {
+            let server = half_close::serve(&world.server, LOCAL.port());
+            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+            let relays = [
+                (&world.client, start(&world.client, LOCAL, world.address())),
+                (&world.server, start(&world.server, any, LOCAL)),
+            ];
+            let seen = half_close::ask(&world.client, LOCAL, &server);
+            for (host, relay) in &relays {
+                check(host, relay);
+            }
+            seen
+        },
+    );
 }
 
 #[test]
