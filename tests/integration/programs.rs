@@ -40,12 +40,14 @@ struct World {
 
 impl World {
     fn start(mode: &str) -> Self {
+        let node = Node::new();
+        let [client, server] = ["client", "server"]
+            // So that what a failed test prints names the mode.
+            .map(|name| Host::start(&node, &format!("{name}-{mode}")));
         let arguments: &[&str] = match mode {
             "off" => &[],
             mode => &["--splice", mode],
         };
-        let node = Node::new();
-        let [client, server] = ["client", "server"].map(|name| Host::start(&node, name));
         let agent = Agent::start_with(Place::new(node.cgroup()), arguments);
         for host in [&client, &server] {
             host.enroll(&agent);
@@ -53,7 +55,7 @@ impl World {
         Self {
             client,
             server,
-            agent: agent,
+            agent,
             _node: node,
         }
     }

@@ -6,9 +6,11 @@ use super::{
     Host, Least, PORT, Spliced, World, assert_same_bytes, bytes, host::PYTHON, in_every_mode,
 };
 
+const LARGE: usize = 4 << 20;
+
 /// What is fetched: nothing, what fits into one packet, and what fits into no
 /// buffer.
-const FILES: [(&str, usize); 3] = [("empty", 0), ("small", 700), ("large", 4 << 20)];
+const FILES: [(&str, usize); 3] = [("empty", 0), ("small", 700), ("large", LARGE)];
 
 fn file(name: &str) -> Vec<u8> {
     let (seed, (_, size)) = FILES
@@ -80,7 +82,7 @@ fn curl_and_nginx() {
     in_every_mode(
         Least {
             connections: 12,
-            bytes: 11 * 4 << 20,
+            bytes: 11 * LARGE,
             spliced: Spliced::Maybe,
         },
         |world| {
@@ -112,7 +114,7 @@ fn wget_and_nginx() {
     in_every_mode(
         Least {
             connections: 5,
-            bytes: 2 * 4 << 20,
+            bytes: 2 * LARGE,
             spliced: Spliced::Maybe,
         },
         |world| {
@@ -143,7 +145,7 @@ fn curl_and_pythons_http_server() {
     in_every_mode(
         Least {
             connections: 10,
-            bytes: 11 * 4 << 20,
+            bytes: 11 * LARGE,
             spliced: Spliced::Maybe,
         },
         |world| {
@@ -160,7 +162,7 @@ fn node_and_node() {
     in_every_mode(
         Least {
             connections: 8,
-            bytes: 16 * 4 << 20,
+            bytes: 16 * LARGE,
             spliced: Spliced::Maybe,
         },
         |world| {
@@ -184,7 +186,7 @@ fn openjdks_client_and_nginx() {
     in_every_mode(
         Least {
             connections: 2,
-            bytes: 14 * 4 << 20,
+            bytes: 14 * LARGE,
             spliced: Spliced::Maybe,
         },
         |world| {

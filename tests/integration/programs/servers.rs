@@ -180,7 +180,8 @@ fn iperf3() {
     in_every_mode(
         Least {
             connections: 14,
-            bytes: 4 * BYTES,
+            // Some of it the receivers did not wait for.
+            bytes: 3 * BYTES,
             spliced: Spliced::OneWay,
         },
         |world| {
