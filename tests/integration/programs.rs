@@ -25,7 +25,7 @@ const PORT: u16 = 8080;
 
 /// The modes of splicing that an agent may be in without being forced; the first
 /// is the one that the others are compared with.
-const MODES: [&str; 1] = ["off"];
+const MODES: [&str; 2] = ["off", "auto"];
 
 /// More of them, separated by commas: to see what a forced one breaks.
 const MORE_MODES: &str = "SHUNT_TEST_SPLICE";
@@ -44,11 +44,7 @@ impl World {
         let [client, server] = ["client", "server"]
             // So that what a failed test prints names the mode.
             .map(|name| Host::start(&node, &format!("{name}-{mode}")));
-        let arguments: &[&str] = match mode {
-            "off" => &[],
-            mode => &["--splice", mode],
-        };
-        let agent = Agent::start_with(Place::new(node.cgroup()), arguments);
+        let agent = Agent::start_with(Place::new(node.cgroup()), &["--splice", mode]);
         for host in [&client, &server] {
             host.enroll(&agent);
         }
