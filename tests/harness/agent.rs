@@ -160,10 +160,18 @@ impl Agent {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(place: Place, map_limits: &[&str]) -> Self {
+        let flags = map_limits.iter().flat_map(|&limit| ["--map-limit", limit]);
+        Self::start_flags(place, &flags.collect::<Vec<_>>())
+    }
+
+    /// The same with these flags of `shunt run`.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_flags(place: Place, flags: &[&str]) -> Self {
         let mut command = place.run_command();
-        for limit in map_limits {
-            command.args(["--map-limit", limit]);
-        }
+        command.args(flags);
         let process = Process::spawn("shunt run", &mut command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }

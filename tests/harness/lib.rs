@@ -1,4 +1,4 @@
-//! The parts that integration tests and the demo are written with: a node and
+//! The parts that integration tests, demo and benchmark are written with: a node and
 //! its pods, as network namespaces of one machine, with real processes in them.
 //!
 //! ```text
@@ -43,8 +43,9 @@ pub mod uring;
 use std::sync::Once;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-// The integration tests use it, which have the dependencies of this package.
-use shunt_istio_rules as _;
+// The integration tests and the benchmark use them, which have the dependencies
+// of this package.
+use {anyhow as _, clap as _, hdrhistogram as _, plotters as _, shunt_istio_rules as _};
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;
