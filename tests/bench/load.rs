@@ -57,6 +57,14 @@ pub(crate) enum Job {
     },
 }
 
+impl Job {
+    /// Whether others would be measured with it if they ran when they like.
+    /// Nothing that keeps a processor busy may have precedence.
+    pub(crate) const fn wants_precedence(&self) -> bool {
+        matches!(self, Self::Connects { .. })
+    }
+}
+
 /// What `Requests` and `Connects` measured. Times are in nanoseconds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {

@@ -64,25 +64,48 @@ enum Part {
     Connections,
     /// Kernel memory for an open connection.
     Memory,
-    /// All of these, through two Envoys.
+    /// All of these, or those that are asked for with it, through two Envoys.
     Envoy,
+    /// connect() of a process outside the mesh.
+    Outside,
+    /// The time that it takes to enrol a pod.
+    Enrolling,
+    /// Connections while many others are open.
+    Open,
+}
+
+impl Part {
+    /// Whether it is measured of every way.
+    fn is_of_ways(self) -> bool {
+        match self {
+            Self::Requests | Self::Bulk | Self::Connect | Self::Connections | Self::Memory => true,
+            Self::Envoy | Self::Outside | Self::Enrolling | Self::Open => false,
+        }
+    }
 }
 
 impl Arguments {
     /// Whether this is one of the parts to measure.
     fn wants(&self, part: Part) -> bool {
-        let parts = || self.only.iter().filter(|&&part| part != Part::Envoy);
-        parts().next().is_none() || parts().any(|&wanted| wanted == part)
+        let all_of_ways = || !self.only.iter().any(|only| only.is_of_ways());
+        if self.only.is_empty() {
+            !self.quick || part.is_of_ways()
+        } else {
+            self.only.contains(&part)
+                || part.is_of_ways() && self.only.contains(&Part::Envoy) && all_of_ways()
+        }
     }
 
     /// Through which proxies.
     fn kinds(&self) -> Vec<Kind> {
-        if self.only.contains(&Part::Envoy) {
+        if self.only.is_empty() && !self.quick {
+            vec![Kind::Minimal, Kind::Envoy]
+        } else if self.only.contains(&Part::Envoy) {
             vec![Kind::Envoy]
-        } else if self.quick || !self.only.is_empty() {
+        } else if self.only.is_empty() || self.only.iter().any(|only| only.is_of_ways()) {
             vec![Kind::Minimal]
         } else {
-            vec![Kind::Minimal, Kind::Envoy]
+            Vec::new()
         }
     }
 
@@ -126,6 +149,11 @@ fn outcome(result: anyhow::Result<()>) -> ExitCode {
 #[derive(Debug)]
 struct Interrupted;
 
+/// One line for whoever watches.
+fn say(line: std::fmt::Arguments<'_>) {
+    println!("{line}");
+}
+
 /// Ends here when somebody wants that.
 fn go_on(interrupt: &Interrupt) -> Result<(), Interrupted> {
     if interrupt.is_wanted() {
@@ -138,7 +166,8 @@ fn go_on(interrupt: &Interrupt) -> Result<(), Interrupted> {
 /// way.
 fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupted> {
     let start = Instant::now();
-    let mut report = Report::new(Machine::this(), arguments.effort().to_string());
+    let effort = arguments.effort();
+    let mut report = Report::new(Machine::this(), effort.to_string());
     println!("{}", report.machine);
     let cores = Cores::choose();
     for kind in arguments.kinds() {
@@ -150,7 +179,15 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
             sites.push(Site::start(way, kind, cores));
         }
         let wanted = |part| arguments.wants(part);
-        rounds::measure(&sites, arguments.effort(), wanted, interrupt, &mut report)?;
+        rounds::measure(&sites, effort, wanted, interrupt, &mut report)?;
+    }
+    let parts = [Part::Outside, Part::Enrolling].map(|part| arguments.wants(part));
+    if parts.contains(&true) {
+        let [outside, enrolling] = parts;
+        others::neighbours(outside, enrolling, effort, interrupt, &mut report)?;
+    }
+    if arguments.wants(Part::Open) {
+        others::open(effort, interrupt, &mut report)?;
     }
     println!("Measured in {} s.\n", start.elapsed().as_secs());
     println!("{}", report.markdown());
@@ -193,4 +230,42 @@ fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
         println!("wrote {}", path.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(words: &[&str]) -> Arguments {
+        let words = ["bench", "--out", "target"].iter().chain(words);
+        Arguments::try_parse_from(words).expect("a good command line")
+    }
+
+    #[test]
+    fn everything_is_measured_unless_something_is_asked_for() {
+        let full = arguments(&[]);
+        assert!(Part::value_variants().iter().all(|&part| full.wants(part)));
+        assert_eq!(full.kinds(), [Kind::Minimal, Kind::Envoy]);
+        let quick = arguments(&["--quick"]);
+        assert!(quick.wants(Part::Memory) && !quick.wants(Part::Open));
+        assert_eq!(quick.kinds(), [Kind::Minimal]);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_measured_alone() {
+        let some = arguments(&["--only", "bulk,open"]);
+        assert!(some.wants(Part::Bulk) && some.wants(Part::Open));
+        assert!(!some.wants(Part::Requests) && !some.wants(Part::Outside));
+        assert_eq!(some.kinds(), [Kind::Minimal]);
+        assert_eq!(arguments(&["--only", "open"]).kinds(), []);
+    }
+
+    #[test]
+    fn envoys_alone_are_measured_in_everything() {
+        let all = arguments(&["--only", "envoy"]);
+        assert!(all.wants(Part::Requests) && !all.wants(Part::Outside));
+        assert_eq!(all.kinds(), [Kind::Envoy]);
+        let one = arguments(&["--only", "envoy,bulk"]);
+        assert!(one.wants(Part::Bulk) && !one.wants(Part::Requests));
+    }
 }

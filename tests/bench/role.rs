@@ -5,6 +5,7 @@ use std::{io::Write, os::unix::process::CommandExt, process::Command, time::Dura
 
 use nix::{
     errno::Errno,
+    libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::clock_getcpuclockid,
     unistd::Pid,
@@ -60,10 +61,19 @@ impl Role {
     ///
     /// When it does not become ready.
     pub(crate) fn start(&self, netns: &Netns, owner: Owner) -> Process {
-        let name = format!("{} of {}", self.name(), netns.purpose());
-        let process = Process::spawn(&name, &mut self.command(netns, owner));
+        let process = self.spawn(netns, owner);
         process.wait_for_line(READY, DEADLINE);
         process
+    }
+
+    /// The same without waiting until it says that it is [`READY`].
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub(crate) fn spawn(&self, netns: &Netns, owner: Owner) -> Process {
+        let name = format!("{} of {}", self.name(), netns.purpose());
+        Process::spawn(&name, &mut self.command(netns, owner))
     }
 
     fn name(&self) -> &'static str {
@@ -91,8 +101,33 @@ impl Role {
 /// When it fails.
 pub(crate) fn do_job<T: for<'a> Deserialize<'a>>(netns: &Netns, job: &Job) -> T {
     let role = Role::Client(job.clone());
-    let output = output_of(&mut role.command(netns, Owner::APP));
+    let mut command = role.command(netns, Owner::APP);
+    let output = if job.wants_precedence() {
+        with_precedence(|| output_of(&mut command))
+    } else {
+        output_of(&mut command)
+    };
     serde_json::from_str(&output).unwrap_or_else(|error| panic!("{job:?}: {error}: {output}"))
+}
+
+/// Runs `work`, whose child processes are not interrupted by ordinary ones: what
+/// a connect() wakes up runs after it, not in the middle of it.
+fn with_precedence<T>(work: impl FnOnce() -> T) -> T {
+    set_policy(libc::SCHED_FIFO, 1);
+    let done = work();
+    set_policy(libc::SCHED_OTHER, 0);
+    done
+}
+
+fn set_policy(policy: i32, priority: i32) {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the kernel reads the parameters, which outlive the call.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    Errno::result(done).unwrap_or_else(|error| {
+        panic!("cannot change the scheduling policy to {policy}: {error}; this needs root")
+    });
 }
 
 /// CPU time that a process has used, in user mode and in the kernel.

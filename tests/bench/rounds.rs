@@ -75,7 +75,7 @@ impl fmt::Display for Effort {
 }
 
 /// How many connections `Cycles` keeps under way.
-const AT_ONCE: usize = 4;
+pub(crate) const AT_ONCE: usize = 4;
 
 /// One measurement of one site.
 #[derive(Clone, Copy, Debug)]
@@ -124,20 +124,21 @@ pub(crate) fn measure(
     Ok(())
 }
 
+/// Nanoseconds in microseconds.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-fn micro(nanoseconds: u64) -> f64 {
+pub(crate) fn micro(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e3
 }
 
 /// CPU time of one of `count` calls, in microseconds.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-fn each(others: Duration, client: u64, count: u64) -> f64 {
+pub(crate) fn each(others: Duration, client: u64, count: u64) -> f64 {
     (others.as_secs_f64() * 1e6 + micro(client)) / count as f64
 }
 
 /// In one second.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-fn rate(done: Done) -> f64 {
+pub(crate) fn rate(done: Done) -> f64 {
     done.count as f64 / (micro(done.took) / 1e6)
 }
 

@@ -89,16 +89,6 @@ fn knows_splice() -> bool {
     help.stdout.contains("--splice")
 }
 
-/// Starts an agent for the sockets of `node`.
-///
-/// # Panics
-///
-/// When it does not become ready.
-pub(crate) fn start_agent(node: &Node, splice: Option<&str>) -> Agent {
-    let flags = splice.map_or_else(Vec::new, |mode| vec!["--splice", mode]);
-    Agent::start_flags(Place::new(node.cgroup()), &flags)
-}
-
 /// Who the proxies are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -161,7 +151,7 @@ impl Site {
         let node = Node::new();
         let client_pod = bench_pod(&node, "client");
         let server_pod = bench_pod(&node, "server");
-        let agent = redirect(way, &node, [&client_pod, &server_pod]);
+        let agent = redirect(way, &node, &[&client_pod, &server_pod]);
         let server = on_core(cores.server, || {
             Role::Server(SERVER_PORT).start(server_pod.netns(), Owner::APP)
         });
@@ -286,8 +276,12 @@ pub(crate) fn many_connections(netns: &Netns) {
     netns.sysctl("net.ipv4.ip_local_port_range", "20000 65000");
 }
 
-/// Sets up the redirection of both pods.
-fn redirect(way: Way, node: &Node, pods: [&Pod; 2]) -> Option<Agent> {
+/// Sets up the redirection of these pods.
+///
+/// # Panics
+///
+/// When it is refused.
+pub(crate) fn redirect(way: Way, node: &Node, pods: &[&Pod]) -> Option<Agent> {
     let splice = match way {
         Way::Shunt(splice) => splice,
         Way::Direct | Way::Explicit => return None,
@@ -305,7 +299,8 @@ fn redirect(way: Way, node: &Node, pods: [&Pod; 2]) -> Option<Agent> {
             return None;
         }
     };
-    let agent = start_agent(node, splice);
+    let flags = splice.map_or_else(Vec::new, |mode| vec!["--splice", mode]);
+    let agent = Agent::start_flags(Place::new(node.cgroup()), &flags);
     for pod in pods {
         agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
     }
