@@ -177,10 +177,14 @@ impl Crowd {
         say(format_args!("  {row}"));
         let node = Node::new();
         let pod = bench_pod(&node, "crowd");
+        for number in 0..PROCESSES {
+            let address = Self::source(number);
+            pod.netns().ip(&format!("addr add {address}/32 dev eth0\n"));
+        }
         let agent = redirect(way, &node, &[&pod]);
         let proxy = Role::Server(OUTBOUND_PORT);
         let start = || proxy.start(pod.netns(), Owner::PROXY);
-        let proxies = on_core(cores.server, || (0..PROCESSES).map(|_| start()).collect());
+        let proxies = on_core(cores.client, || (0..PROCESSES).map(|_| start()).collect());
         // The first of them holds what is left over.
         let (each, rest) = (open / usize::from(PROCESSES), open % usize::from(PROCESSES));
         let clients: Vec<_> = (0..PROCESSES)
@@ -200,13 +204,15 @@ impl Crowd {
     }
 
     /// Each process has an address of its own: one has not enough ports.
+    fn source(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, 1, number + 1)
+    }
+
     fn hold(pod: &Pod, number: u8, count: usize) -> Process {
-        let address = Ipv4Addr::new(10, 42, 1, number + 1);
-        pod.netns().ip(&format!("addr add {address}/32 dev eth0\n"));
         let job = Job::Hold {
             to: Self::target(),
             count,
-            from: Some(address.into()),
+            from: Some(Self::source(number).into()),
         };
         Role::Client(job).spawn(pod.netns(), Owner::APP)
     }

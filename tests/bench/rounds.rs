@@ -42,7 +42,7 @@ impl Effort {
         flood: Duration::from_millis(500),
         connects: Duration::from_millis(500),
         rate: 1000,
-        held: 2000,
+        held: 5000,
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
@@ -51,7 +51,7 @@ impl Effort {
         flood: Duration::from_secs(1),
         connects: Duration::from_secs(2),
         rate: 1000,
-        held: 4000,
+        held: 8000,
     };
 }
 
