@@ -108,7 +108,10 @@ pub(crate) fn measure(
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
-    let steps = STEPS.iter().filter(|(part, _)| wanted(*part));
+    let has_use = |part| part != Part::Memory || sites.iter().all(Site::shows_its_memory);
+    let steps = STEPS
+        .iter()
+        .filter(|(part, _)| wanted(*part) && has_use(*part));
     // All rounds of the memory come first.
     let (memory, others): (Vec<_>, Vec<_>) = steps.partition(|(part, _)| *part == Part::Memory);
     for steps in [memory, others] {

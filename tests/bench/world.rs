@@ -242,6 +242,12 @@ impl Site {
         Role::Client(job).start(self.client_pod.netns(), Owner::APP)
     }
 
+    /// Whether it takes thousands of connections at once: Envoy's limit is 1024
+    /// for each destination, and most of what it holds is memory of its own.
+    pub(crate) fn shows_its_memory(&self) -> bool {
+        self.kind == Kind::Minimal
+    }
+
     /// Forgets the tracked connections that have ended, and all others.
     ///
     /// # Panics
@@ -315,17 +321,24 @@ fn start_sidecars(way: Way, kind: Kind, cores: Cores, client: &Pod, server: &Pod
             let proxy = Role::Proxy(routes(way, server));
             on_core(core, || proxy.start(pod.netns(), Owner::PROXY))
         })),
-        (Way::Explicit, Kind::Envoy) => {
-            let config = include_str!("envoy-explicit.yaml");
-            let config = config.replace("SERVER_IP", &server.ip().to_string());
-            Sidecars::Envoy(
-                pods.map(|(pod, core)| on_core(core, || Envoy::start_with(pod, &config))),
-            )
-        }
-        (_, Kind::Envoy) => {
-            Sidecars::Envoy(pods.map(|(pod, core)| on_core(core, || Envoy::start(pod))))
-        }
+        (_, Kind::Envoy) => Sidecars::Envoy(pods.map(|(pod, core)| {
+            let config = envoy_config(way, pod, server);
+            on_core(core, || Envoy::start_with(pod, &config))
+        })),
     }
+}
+
+/// The sidecar's, without its log: a line for each connection would be a part
+/// of what a connection costs.
+fn envoy_config(way: Way, pod: &Pod, server: &Pod) -> String {
+    if way == Way::Explicit {
+        let config = include_str!("envoy-explicit.yaml");
+        return config.replace("SERVER_IP", &server.ip().to_string());
+    }
+    let config = envoy::config(pod);
+    let lines = config.lines();
+    let silent = lines.filter(|line| !line.trim_start().starts_with("access_log:"));
+    silent.collect::<Vec<_>>().join("\n")
 }
 
 fn routes(way: Way, server: &Pod) -> Routes {

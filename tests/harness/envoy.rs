@@ -182,7 +182,8 @@ impl Envoy {
     }
 }
 
-fn config(pod: &Pod) -> String {
+/// The configuration of the sidecar of `pod`, in YAML.
+pub fn config(pod: &Pod) -> String {
     CONFIG
         .replace("SERVICE_IP", &SERVICE.ip().to_string())
         .replace("SERVICE_PORT", &SERVICE.port().to_string())
