@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     quick: bool,
     /// These parts and no others, separated by commas: requests, bulk, connect, connections,
-    /// memory; envoy for two Envoys in place of the minimal proxies
+    /// memory; envoy for two Envoys in place of the minimal proxies; outside, enrolling, open
     #[arg(long, value_name = "PARTS")]
     only: Option<String>,
 }
