@@ -2,13 +2,15 @@
 
 use std::{
     io::{self, BufRead, ErrorKind, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         socket::{setsockopt, sockopt::IpBindAddressNoPort},
@@ -108,8 +110,9 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<()> {
 /// No answer takes longer.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Warm-up, as a part of the time that is measured.
-const WARM_UP: u32 = 10;
+/// Before requests and bytes are counted. A connection is spliced a while after
+/// it was opened.
+const WARM_UP: Duration = Duration::from_millis(250);
 
 fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(to)?;
@@ -144,9 +147,63 @@ fn summary(from_plan: &Histogram<u64>, calls: &Histogram<u64>, cpu: Duration) ->
     }
 }
 
+/// A connection as most programs with more than one have it: non-blocking, and
+/// waited for when there is nothing to do.
+struct Patient(TcpStream);
+
+impl Patient {
+    fn connect(to: SocketAddr) -> io::Result<Self> {
+        let stream = connect(to)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self(stream))
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.0.write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLOUT)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.read_now(&mut bytes[filled..])? {
+                0 => self.wait(PollFlags::POLLIN)?,
+                read => filled += read,
+            }
+        }
+        Ok(())
+    }
+
+    /// What is there now, which may be nothing.
+    fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(bytes) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            done => done,
+        }
+    }
+
+    fn wait(&self, wanted: PollFlags) -> io::Result<()> {
+        let timeout = PollTimeout::try_from(TIMEOUT).unwrap_or(PollTimeout::MAX);
+        let mut files = [PollFd::new(self.0.as_fd(), wanted)];
+        match poll(&mut files, timeout)? {
+            0 => Err(ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn requests(to: SocketAddr, size: usize, time: Duration) -> io::Result<Latency> {
     let size = size.max(HEAD);
-    let mut stream = connect(to)?;
+    let mut stream = Patient::connect(to)?;
     let mut request = vec![0; size];
     request[..HEAD].copy_from_slice(&server::head(size as u64, size as u64));
     let mut answer = vec![0; size];
@@ -159,7 +216,7 @@ fn requests(to: SocketAddr, size: usize, time: Duration) -> io::Result<Latency> 
     let mut times = histogram();
     let before = cpu()?;
     let mut count = 0;
-    let warm = Instant::now() + time / WARM_UP;
+    let warm = Instant::now() + WARM_UP;
     while Instant::now() < warm {
         exchange()?;
         count += 1;
@@ -252,38 +309,46 @@ const BLOCK: usize = 1024 * 1024;
 const RECEIPT: usize = 1;
 
 fn bulk(to: SocketAddr, time: Duration) -> io::Result<Done> {
-    let mut stream = connect(to)?;
-    let mut block = vec![0; BLOCK];
-    block[..HEAD].copy_from_slice(&server::head(BLOCK as u64, RECEIPT as u64));
-    let mut receipts = [0; 64];
-    let (mut sent, mut received) = (0_usize, 0_usize);
+    let mut flow = Flow::start(to)?;
+    flow.send_until(Instant::now() + WARM_UP)?;
     let before = cpu()?;
     let start = Instant::now();
-    while start.elapsed() < time {
-        stream.write_all(&block)?;
-        sent += 1;
-        stream.set_nonblocking(true)?;
-        match stream.read(&mut receipts) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(read) => received += read,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-        stream.set_nonblocking(false)?;
-    }
-    while received < sent * RECEIPT {
-        match stream.read(&mut receipts)? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            read => received += read,
-        }
-    }
-    let took = start.elapsed();
-    stream.shutdown(Shutdown::Both)?;
+    let count = flow.send_until(start + time)?;
     Ok(Done {
-        count: (sent * BLOCK) as u64,
-        took: nanoseconds(took),
+        count,
+        took: nanoseconds(start.elapsed()),
         cpu: nanoseconds(cpu()? - before),
     })
+}
+
+/// Blocks on their way, and receipts on their way back.
+struct Flow {
+    stream: Patient,
+    block: Vec<u8>,
+}
+
+impl Flow {
+    fn start(to: SocketAddr) -> io::Result<Self> {
+        let mut block = vec![0; BLOCK];
+        block[..HEAD].copy_from_slice(&server::head(BLOCK as u64, RECEIPT as u64));
+        let stream = Patient::connect(to)?;
+        Ok(Self { stream, block })
+    }
+
+    /// Returns how many bytes have been sent and received when the last of them
+    /// has its receipt.
+    fn send_until(&mut self, end: Instant) -> io::Result<u64> {
+        let mut receipts = [0; 64];
+        let (mut sent, mut received) = (0, 0);
+        while Instant::now() < end {
+            self.stream.write_all(&self.block)?;
+            sent += 1;
+            received += self.stream.read_now(&mut receipts)?;
+        }
+        let mut rest = vec![0; sent * RECEIPT - received];
+        self.stream.read_exact(&mut rest)?;
+        Ok((sent * BLOCK) as u64)
+    }
 }
 
 fn hold(to: SocketAddr, count: usize, from: Option<IpAddr>) -> io::Result<()> {

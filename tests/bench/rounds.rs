@@ -1,6 +1,9 @@
 //! The measurements that are the same for every way, in interleaved rounds.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use shunt_tests::interrupt::Interrupt;
 
@@ -32,17 +35,20 @@ pub(crate) struct Effort {
     pub(crate) rate: u32,
     /// How many connections are held open.
     pub(crate) held: usize,
+    /// No round begins that would probably end later than this.
+    pub(crate) limit: Duration,
 }
 
 impl Effort {
     /// For a look.
     pub(crate) const QUICK: Self = Self {
         rounds: 5,
-        requests: Duration::from_millis(300),
-        flood: Duration::from_millis(500),
-        connects: Duration::from_millis(500),
+        requests: Duration::from_millis(250),
+        flood: Duration::from_millis(400),
+        connects: Duration::from_millis(400),
         rate: 1000,
-        held: 5000,
+        held: 3000,
+        limit: Duration::from_secs(150),
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
@@ -52,6 +58,7 @@ impl Effort {
         connects: Duration::from_secs(2),
         rate: 1000,
         held: 8000,
+        limit: Duration::from_secs(3600),
     };
 }
 
@@ -64,10 +71,11 @@ impl fmt::Display for Effort {
             connects,
             rate,
             held,
+            limit,
         } = self;
         write!(
             f,
-            "{rounds} rounds, in each of which every way is measured after the other: requests for \
+            "{rounds} rounds (fewer where they take more than {limit:?}), in each of which every way is measured after the other: requests for \
              {requests:?}, bytes and connections for {flood:?}, {rate} connections a second for \
              {connects:?}, {held} connections held open."
         )
@@ -114,8 +122,14 @@ pub(crate) fn measure(
         .filter(|(part, _)| wanted(*part) && has_use(*part));
     // All rounds of the memory come first.
     let (memory, others): (Vec<_>, Vec<_>) = steps.partition(|(part, _)| *part == Part::Memory);
+    let start = Instant::now();
     for steps in [memory, others] {
+        let first = Instant::now();
         for round in 0..effort.rounds {
+            let each = first.elapsed() / u32::try_from(round.max(1)).unwrap_or(u32::MAX);
+            if round > 0 && start.elapsed() + each > effort.limit {
+                break;
+            }
             for (_, step) in &steps {
                 for turn in 0..sites.len() {
                     go_on(interrupt)?;

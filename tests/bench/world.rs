@@ -63,30 +63,39 @@ impl Way {
             Self::Iptables(_) => "iptables-legacy",
             Self::Nftables => "nftables",
             Self::Shunt(None | Some("off")) => Self::SHUNT_OFF,
+            Self::Shunt(Some("between")) => "shunt between",
             Self::Shunt(Some("proxy")) => Self::SHUNT_PROXY,
             Self::Shunt(Some(_)) => Self::SHUNT_ALL,
         }
     }
 }
 
-/// The modes of splicing to compare, as far as the agent at hand knows them.
+/// Modes of splicing, the least first.
+const MODES: [&str; 4] = ["off", "between", "proxy", "all"];
+
+/// The modes to compare, as far as the agent at hand knows them.
 ///
 /// # Panics
 ///
 /// When there is no agent.
 pub(crate) fn shunt_ways() -> Vec<Way> {
-    if knows_splice() {
-        ["off", "proxy", "all"]
-            .map(|mode| Way::Shunt(Some(mode)))
-            .to_vec()
-    } else {
-        vec![Way::Shunt(None)]
+    let help = agent::run(Command::new(agent::binary()).args(["run", "--help"])).stdout;
+    let known = known_modes(&help);
+    if known.is_empty() {
+        return vec![Way::Shunt(None)];
     }
+    known
+        .into_iter()
+        .map(|mode| Way::Shunt(Some(mode)))
+        .collect()
 }
 
-fn knows_splice() -> bool {
-    let help = agent::run(Command::new(agent::binary()).args(["run", "--help"]));
-    help.stdout.contains("--splice")
+/// The modes in a list of what `--splice` takes; none where there is no such
+/// flag.
+fn known_modes(help: &str) -> Vec<&'static str> {
+    let about = help.split_once("--splice").map_or("", |(_, rest)| rest);
+    let is_known = |mode: &&str| about.contains(&format!("- {mode}:"));
+    MODES.into_iter().filter(is_known).collect()
 }
 
 /// Who the proxies are.
@@ -349,5 +358,17 @@ fn routes(way: Way, server: &Pod) -> Routes {
         }
     } else {
         Routes::OriginalDestination
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_those_of_the_flag() {
+        let help = "  --cgroup <PATH>  not at all\n  --splice <MODE>\n    - off:  Not at all\n    - all:  x\n";
+        assert_eq!(known_modes(help), ["off", "all"]);
+        assert!(known_modes("  --cgroup <PATH>\n    - off: no\n").is_empty());
     }
 }
