@@ -176,7 +176,10 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
         for way in ways(arguments.quick, &mut report) {
             go_on(interrupt)?;
             println!("  {}", way.name());
-            sites.push(Site::start(way, kind, cores));
+            match Site::start(way, kind, cores) {
+                Ok(site) => sites.push(site),
+                Err(why) => report.note(&format!("Left out, \"{}\": {why}.", way.name())),
+            }
         }
         let wanted = |part| arguments.wants(part);
         rounds::measure(&sites, effort, wanted, interrupt, &mut report)?;

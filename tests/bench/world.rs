@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
+use serde_json::Value;
 use shunt_istio_rules::Rules;
 use shunt_tests::{
     Agent, Envoy, Netns, Node, Owner, Pod, Process,
@@ -98,6 +99,17 @@ fn known_modes(help: &str) -> Vec<&'static str> {
     MODES.into_iter().filter(is_known).collect()
 }
 
+/// Whether an agent splices as it was asked to, by what its status says.
+fn does_as_asked(asked: &str, splice: &Value) -> Result<(), String> {
+    match splice["mode"].as_str() {
+        Some(mode) if mode != asked => Err(format!(
+            "the agent was started with `--splice {asked}` and is in the mode `{mode}`: {}",
+            splice["reason"].as_str().unwrap_or("it does not say why")
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Who the proxies are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -153,14 +165,21 @@ pub(crate) struct Site {
 impl Site {
     /// Sets it up; a request has gone the way when this returns.
     ///
+    /// # Errors
+    ///
+    /// Why this machine cannot do it.
+    ///
     /// # Panics
     ///
     /// When something does not start, or the request does not go the way.
-    pub(crate) fn start(way: Way, kind: Kind, cores: Cores) -> Self {
+    pub(crate) fn start(way: Way, kind: Kind, cores: Cores) -> Result<Self, String> {
         let node = Node::new();
         let client_pod = bench_pod(&node, "client");
         let server_pod = bench_pod(&node, "server");
         let agent = redirect(way, &node, &[&client_pod, &server_pod]);
+        if let (Way::Shunt(Some(mode)), Some(agent)) = (way, &agent) {
+            does_as_asked(mode, &agent.status()["splice"])?;
+        }
         let server = on_core(cores.server, || {
             Role::Server(SERVER_PORT).start(server_pod.netns(), Owner::APP)
         });
@@ -177,7 +196,7 @@ impl Site {
             _node: node,
         };
         site.try_out();
-        site
+        Ok(site)
     }
 
     /// One connection, which both proxies must have seen.
@@ -364,6 +383,15 @@ fn routes(way: Way, server: &Pod) -> Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_splice_is_found_out() {
+        let status = serde_json::json!({"mode": "off", "reason": "no BTF"});
+        let why = does_as_asked("all", &status).expect_err("it is off");
+        assert!(why.ends_with("in the mode `off`: no BTF"), "{why}");
+        assert_eq!(does_as_asked("off", &status), Ok(()));
+        assert_eq!(does_as_asked("off", &Value::Null), Ok(()));
+    }
 
     #[test]
     fn modes_are_those_of_the_flag() {
