@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -130,19 +130,68 @@ impl Drop for PinDir {
     }
 }
 
-fn lock(path: &Path) -> Result<Flock<File>> {
-    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_dir, errno)| {
-        if errno == Errno::EWOULDBLOCK {
-            anyhow!(
-                "another agent keeps its maps at {}; stop it first, or give this one its own \
-                 --bpffs",
-                path.display()
-            )
-        } else {
-            anyhow!(errno).context(format!("cannot lock {}", path.display()))
+/// What is at a place where maps would be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A directory on a bpffs, or the bpffs it can be made on, and no agent.
+    Mounted,
+    /// No bpffs yet.
+    Missing,
+    /// The directory of a running agent.
+    Taken,
+}
+
+/// Looks at a place where maps would be pinned, and changes nothing.
+///
+/// # Errors
+///
+/// When something else than a directory is there, or it cannot be looked at.
+pub fn look(path: &Path) -> Result<Place> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent_is_one = path
+                .parent()
+                .is_some_and(|dir| is_bpffs(dir).unwrap_or(false));
+            return Ok(if parent_is_one {
+                Place::Mounted
+            } else {
+                Place::Missing
+            });
         }
+        found => {
+            let found = found.with_context(|| format!("cannot look at {}", path.display()))?;
+            if !found.is_dir() {
+                bail!("{} is no directory", path.display());
+            }
+        }
+    }
+    if !is_bpffs(path)? {
+        return Ok(Place::Missing);
+    }
+    Ok(match try_lock(path)? {
+        Some(_given_up_at_once) => Place::Mounted,
+        None => Place::Taken,
     })
+}
+
+fn lock(path: &Path) -> Result<Flock<File>> {
+    try_lock(path)?.with_context(|| {
+        format!(
+            "another agent keeps its maps at {}; stop it first, or give this one its own \
+             --bpffs",
+            path.display()
+        )
+    })
+}
+
+/// `None` when another agent has the lock.
+fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
+    let dir = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_dir, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_dir, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {

@@ -1,8 +1,12 @@
 //! Where the node's cgroup v2 hierarchy is mounted.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// Finds the root of the cgroup v2 hierarchy: `/sys/fs/cgroup` on most nodes,
 /// `/sys/fs/cgroup/unified` on hybrid ones.
@@ -17,6 +21,11 @@ pub fn find_root() -> Result<PathBuf> {
         "no cgroup v2 is mounted, and the programs hang on its root; \
          mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup",
     )
+}
+
+/// Whether a directory belongs to a cgroup v2 hierarchy.
+pub fn is_v2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// The first cgroup2 mount point in the text of /proc/self/mounts, the usual

@@ -14,5 +14,6 @@ pub mod datapath;
 pub mod netns;
 pub mod network;
 pub mod node;
+pub mod preflight;
 pub mod settings;
 pub mod userns;

@@ -6,6 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use shunt::{
     cli::{
+        check::Check,
         enroll::{Enroll, Unenroll},
         explain::Explain,
         run::Run,
@@ -54,6 +55,7 @@ enum Command {
     Unenroll(Unenroll),
     Status(StatusCommand),
     Explain(Box<Explain>),
+    Check(Check),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Unenroll(unenroll) => unenroll.run(socket),
         Command::Status(status) => status.run(socket),
         Command::Explain(explain) => return explain.run(),
+        Command::Check(check) => return check.run().unwrap_or_else(|e| shunt::cli::fail(&e)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,8 @@
 
 use std::{
     fmt::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::Path,
     sync::atomic::{AtomicU16, Ordering},
 };
@@ -13,9 +14,7 @@ use std::{
 use shunt_istio_rules::{Dns, Family, Rules};
 use simple_dns::{CLASS, Name, Packet, Question, TYPE, rdata::RData};
 
-use crate::{
-    Netns, Owner, Process, command::output_with_input, deadline::DEADLINE, mesh::ISTIO_DEFAULTS,
-};
+use crate::{Netns, Owner, Process, deadline::DEADLINE, iptables, mesh::ISTIO_DEFAULTS};
 
 /// What every server is asked for.
 pub const NAME: &str = "who.test";
@@ -24,6 +23,8 @@ pub const NAME: &str = "who.test";
 #[derive(Debug)]
 pub struct DnsServer {
     process: Process,
+    /// Asks it directly, past every proxy.
+    line: UdpSocket,
 }
 
 impl DnsServer {
@@ -60,14 +61,39 @@ impl DnsServer {
         let name = format!("dnsmasq at {} on {addresses:?}:{port}", netns.purpose());
         let process = Process::spawn(&name, &mut command);
         process.wait_for_line("started, version", DEADLINE);
-        Self { process }
+        let line = netns.run(|| {
+            let any: IpAddr = match addresses[0] {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let line = UdpSocket::bind((any, 0))?;
+            line.connect((addresses[0], port))?;
+            Ok::<_, io::Error>(line)
+        });
+        Self {
+            process,
+            line: line.expect("a server has a way to itself"),
+        }
     }
 
     /// From where it was asked so far, one for each question.
+    ///
+    /// # Panics
+    ///
+    /// When it does not log questions any more.
     pub fn asked_by(&self) -> Vec<SocketAddr> {
+        // What it has logged may still be on its way here: a last question, for a
+        // name of its own, comes after all others.
+        let (id, _) = question();
+        let last = format!("last-{id}.test");
+        self.line
+            .send(&question_for(&last, id))
+            .expect("it takes questions");
+        self.process.wait_for_line(&last, DEADLINE);
         // `Jan  1 00:00:00 dnsmasq[9]: 7 10.42.0.2/41234 query[A] who.test from 10.42.0.2`
         let output = self.process.output();
-        let questions = output.lines().filter(|line| line.contains(" query["));
+        let asked = format!(" query[A] {NAME} ");
+        let questions = output.lines().filter(|line| line.contains(&asked));
         questions
             .map(|line| {
                 let (_, logged) = line.split_once("]: ").expect("it logs its name");
@@ -130,13 +156,8 @@ impl Capture {
             outbound_ports_exclude: self.excluded_ports.clone(),
             ..Rules::istio()
         };
-        for (tool, nat, family) in [
-            ("iptables-restore", rules.ipv4(), Family::V4),
-            ("ip6tables-restore", rules.ipv6(), Family::V6),
-        ] {
-            let text = nat + &self.zones(family);
-            output_with_input(&mut netns.command(tool, Owner::ROOT), &text);
-        }
+        iptables::restore(netns, &(rules.ipv4() + &self.zones(Family::V4)));
+        iptables::restore6(netns, &(rules.ipv6() + &self.zones(Family::V6)));
     }
 
     /// The part of Istio's rules that redirects nothing: conversations of
@@ -177,15 +198,18 @@ impl Capture {
 pub fn question() -> (u16, Vec<u8>) {
     static NUMBER: AtomicU16 = AtomicU16::new(0);
     let id = NUMBER.fetch_add(1, Ordering::Relaxed);
+    (id, question_for(NAME, id))
+}
+
+fn question_for(name: &str, id: u16) -> Vec<u8> {
     let mut packet = Packet::new_query(id);
     packet.questions.push(Question::new(
-        Name::new_unchecked(NAME),
+        Name::new_unchecked(name),
         TYPE::A.into(),
         CLASS::IN.into(),
         false,
     ));
-    let message = packet.build_bytes_vec().expect("a question is short");
-    (id, message)
+    packet.build_bytes_vec().expect("a question is short")
 }
 
 /// What a server says.

@@ -32,6 +32,28 @@ pub fn load_nft(netns: &Netns, rules: &str) {
     output_with_input(netns.command("nft", Owner::ROOT).args(["-f", "-"]), rules);
 }
 
+/// The same in the language of `ip6tables-restore`.
+///
+/// # Panics
+///
+/// As [`restore`].
+pub fn restore6(netns: &Netns, rules: &str) {
+    output_with_input(&mut netns.command("ip6tables-restore", Owner::ROOT), rules);
+}
+
+/// Takes the rules of both families away again, and what connection tracking
+/// remembers of them.
+///
+/// # Panics
+///
+/// When the kernel or a tool refuses.
+pub fn forget(netns: &Netns) {
+    const NO_RULES: &str = "*nat\nCOMMIT\n*mangle\nCOMMIT\n";
+    restore(netns, NO_RULES);
+    restore6(netns, NO_RULES);
+    output_of(netns.command("conntrack", Owner::ROOT).arg("-F"));
+}
+
 /// Every rule of a namespace (lines that append to a chain), as
 /// `iptables-save` prints it.
 ///

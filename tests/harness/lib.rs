@@ -45,7 +45,10 @@ use std::sync::Once;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 // The integration tests and the benchmark use them, which have the dependencies
 // of this package.
-use {anyhow as _, clap as _, hdrhistogram as _, plotters as _, shunt_istio_rules as _};
+use {
+    anyhow as _, clap as _, hdrhistogram as _, plotters as _, rand as _, shunt_abi as _,
+    shunt_istio_rules as _,
+};
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;
@@ -54,11 +57,11 @@ pub use envoy::Envoy;
 
 pub use mesh::MeshPod;
 pub use netns::Netns;
-pub use node::{Node, Pod};
+pub use node::{Node, Pod, Stack};
 pub use owner::Owner;
 pub use probe::{Answer, Outcome, Probe, Source, connect_all, connect_all_here, probe, probe_all};
 pub use process::Process;
-pub use responder::{Greeting, Responder};
+pub use responder::{Families, Greeting, Responder};
 
 /// Panics unless this process is root: a test that cannot run has failed. The
 /// first call in a process also makes it ready for tests.

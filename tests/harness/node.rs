@@ -1,7 +1,7 @@
 //! A node: a bridge with pods on it, and the world outside.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -33,6 +33,14 @@ impl Node {
     pub const PRIVATE: IpAddr = v4(172, 16, 5, 5);
     /// The address of the first pod.
     pub const FIRST_POD: IpAddr = v4(10, 42, 0, 2);
+    /// [`GATEWAY`](Self::GATEWAY) over IPv6.
+    pub const GATEWAY6: IpAddr = v6(0xfd00, 0x42, 1);
+    /// [`OUTSIDE`](Self::OUTSIDE) over IPv6.
+    pub const OUTSIDE6: IpAddr = v6(0x2001, 0xdb8, 7);
+    /// [`FAR_OUTSIDE`](Self::FAR_OUTSIDE) over IPv6.
+    pub const FAR_OUTSIDE6: IpAddr = v6(0x3fff, 0x113, 9);
+    /// [`PRIVATE`](Self::PRIVATE) over IPv6.
+    pub const PRIVATE6: IpAddr = v6(0xfd00, 0x172, 5);
 
     /// A node without pods, in a cgroup of its own.
     ///
@@ -48,11 +56,19 @@ impl Node {
              addr add {}/32 dev lo\n\
              addr add {}/32 dev lo\n\
              addr add {}/32 dev lo\n\
+             addr add {}/64 dev br0 nodad\n\
+             addr add {}/128 dev lo\n\
+             addr add {}/128 dev lo\n\
+             addr add {}/128 dev lo\n\
              link set br0 up\n",
             Self::GATEWAY,
             Self::OUTSIDE,
             Self::FAR_OUTSIDE,
             Self::PRIVATE,
+            Self::GATEWAY6,
+            Self::OUTSIDE6,
+            Self::FAR_OUTSIDE6,
+            Self::PRIVATE6,
         ));
         Self {
             netns,
@@ -71,30 +87,47 @@ impl Node {
         &self.cgroup
     }
 
-    /// A new pod on the bridge: the first has the address
+    /// A new pod on the bridge, of IPv4 alone: the first has the address
     /// [`FIRST_POD`](Self::FIRST_POD), the others those after it.
     ///
     /// # Panics
     ///
     /// When it cannot be made.
     pub fn pod(&self, name: &str) -> Pod {
+        self.pod_with(name, Stack::V4)
+    }
+
+    /// A new pod with addresses of these families.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn pod_with(&self, name: &str, stack: Stack) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
-        let ip = v4(10, 42, 0, 2 + number);
+        let ip4 = (v4(10, 42, 0, 2 + number), 24, Self::GATEWAY);
+        let ip6 = (v6(0xfd00, 0x42, 2 + u16::from(number)), 64, Self::GATEWAY6);
+        let addresses: &[_] = match stack {
+            Stack::V4 => &[ip4],
+            Stack::V6 => &[ip6],
+            Stack::Dual => &[ip4, ip6],
+        };
         let netns = Netns::new(name, Arc::clone(&self.cgroup));
         self.netns.ip(&format!(
             "link add pod{number} type veth peer name eth0 netns {}\n\
              link set pod{number} master br0 up\n",
             netns.name()
         ));
-        netns.ip(&format!(
-            "addr add {ip}/24 dev eth0\n\
-             link set eth0 up\n\
-             route add default via {}\n",
-            Self::GATEWAY
-        ));
+        netns.ip("link set eth0 up\n");
+        for (ip, length, gateway) in addresses {
+            // `nodad` is for IPv6; the kernel passes over it for IPv4.
+            netns.ip(&format!(
+                "addr add {ip}/{length} dev eth0 nodad\n\
+                 route add default via {gateway}\n"
+            ));
+        }
         Pod {
             netns: Arc::new(netns),
-            ip,
+            addresses: addresses.iter().map(|(ip, ..)| *ip).collect(),
         }
     }
 }
@@ -117,11 +150,23 @@ impl Default for Node {
     }
 }
 
-/// A pod: a namespace with one address on the node's bridge.
+/// Of which families a pod has global addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stack {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+    /// Both; the first is of IPv4.
+    Dual,
+}
+
+/// A pod: a namespace with an address on the node's bridge, or one of each
+/// family.
 #[derive(Debug)]
 pub struct Pod {
     netns: Arc<Netns>,
-    ip: IpAddr,
+    addresses: Vec<IpAddr>,
 }
 
 impl Pod {
@@ -130,9 +175,14 @@ impl Pod {
         &self.netns
     }
 
-    /// Its address.
+    /// Its address, the first where it has two.
     pub fn ip(&self) -> IpAddr {
-        self.ip
+        self.addresses[0]
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
     }
 
     /// Sets a kernel parameter of the pod, such as `net.ipv4.ip_forward`.
@@ -160,4 +210,9 @@ impl Pod {
 
 const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+}
+
+/// `FIRST:SECOND::LAST`
+const fn v6(first: u16, second: u16, last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(first, second, 0, 0, 0, 0, 0, last))
 }

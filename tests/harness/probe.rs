@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -40,12 +40,14 @@ pub enum Source {
 }
 
 impl Source {
-    /// What bind() is given; `None` when it is not called.
-    fn address(self) -> Option<SocketAddr> {
+    /// What bind() is given for a connection to `destination`; `None` when it is
+    /// not called.
+    fn address(self, destination: SocketAddr) -> Option<SocketAddr> {
         match self {
             Self::Unbound => None,
             Self::Addr(ip) | Self::AddrLatePort(ip) => Some((ip, 0).into()),
-            Self::Port(port) => Some((Ipv4Addr::UNSPECIFIED, port).into()),
+            Self::Port(port) if destination.is_ipv4() => Some((Ipv4Addr::UNSPECIFIED, port).into()),
+            Self::Port(port) => Some((Ipv6Addr::UNSPECIFIED, port).into()),
         }
     }
 }
@@ -358,7 +360,7 @@ fn open(probe: &Probe) -> io::Result<net::TcpStream> {
     if let Source::AddrLatePort(_) = probe.source {
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     }
-    if let Some(source) = probe.source.address() {
+    if let Some(source) = probe.source.address(probe.destination) {
         socket.bind(&source.into())?;
     }
     match socket.connect(&probe.destination.into()) {

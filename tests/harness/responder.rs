@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
     os::fd::AsFd,
     sync::{
         Arc,
@@ -36,14 +36,31 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Reads it from a connection, and nothing of what comes after it.
+    ///
+    /// # Panics
+    ///
+    /// When the other end is no responder, or says nothing.
+    pub fn read(mut from: impl Read) -> Self {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') {
+            from.read_exact(&mut byte).expect("a responder's line");
+            line.extend(byte);
+        }
+        serde_json::from_slice(&line).expect("a responder's greeting")
+    }
+
     /// What the client asked for, as a proxy finds out: the original
     /// destination, and where there is none the accepted socket's own address.
+    /// An IPv4 address is one of IPv4, whatever family the listener is of.
     ///
     /// With rules, connection tracking answers `SO_ORIGINAL_DST` on every
     /// connection; without, the kernel says ENOENT on those that were not
     /// redirected. Both mean the same.
     pub fn destination(&self) -> SocketAddr {
-        self.original_dst.unwrap_or(self.local)
+        let destination = self.original_dst.unwrap_or(self.local);
+        SocketAddr::new(destination.ip().to_canonical(), destination.port())
     }
 
     /// Whether a proxy that asks for the original destination is given one,
@@ -53,7 +70,18 @@ impl Greeting {
     }
 }
 
-/// Listens on a set of ports, on every IPv4 address of a namespace, until it is
+/// Which connections a responder accepts, on which sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone.
+    V4,
+    /// IPv4 and IPv6, on a socket each.
+    Split,
+    /// Both on one IPv6 socket, as Go and the JVM listen.
+    Dual,
+}
+
+/// Listens on a set of ports, on every address of a namespace, until it is
 /// dropped. Its sockets have SO_REUSEPORT: several responders can share a port.
 #[derive(Debug)]
 pub struct Responder {
@@ -67,14 +95,24 @@ pub struct Responder {
 const BACKLOG: i32 = 4096;
 
 impl Responder {
-    /// Listens on `ports` in `netns`, with sockets of `owner`. They accept when
-    /// this returns.
+    /// Listens on `ports` in `netns`, for IPv4, with sockets of `owner`. They
+    /// accept when this returns.
     ///
     /// # Panics
     ///
     /// When a port cannot be had.
     pub fn start(netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
-        Self::spawn(netns.purpose(), Some(netns.entrance()), owner, ports)
+        Self::start_for(Families::V4, netns, owner, ports)
+    }
+
+    /// The same for these families.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_for(families: Families, netns: &Netns, owner: Owner, ports: &[u16]) -> Self {
+        let entrance = Some(netns.entrance());
+        Self::spawn(netns.purpose(), entrance, owner, (families, ports))
     }
 
     /// The same in the namespace of the calling thread; it is told to be
@@ -84,10 +122,15 @@ impl Responder {
     ///
     /// As [`start`](Self::start).
     pub fn start_here(place: &str, owner: Owner, ports: &[u16]) -> Self {
-        Self::spawn(place, None, owner, ports)
+        Self::spawn(place, None, owner, (Families::V4, ports))
     }
 
-    fn spawn(place: &str, entrance: Option<Entrance>, owner: Owner, ports: &[u16]) -> Self {
+    fn spawn(
+        place: &str,
+        entrance: Option<Entrance>,
+        owner: Owner,
+        (families, ports): (Families, &[u16]),
+    ) -> Self {
         let (report, reported) = mpsc::channel();
         let accepted = Arc::new(AtomicU64::new(0));
         let thread = {
@@ -98,7 +141,7 @@ impl Responder {
                     entrance.enter();
                 }
                 owner.assume();
-                let mut serving = Serving::listen(place, &ports, accepted);
+                let mut serving = Serving::listen(place, (families, &ports), accepted);
                 report.send(Arc::clone(&serving.waker)).ok();
                 serving.run();
             })
@@ -150,13 +193,20 @@ struct Serving {
 }
 
 impl Serving {
-    fn listen(place: String, ports: &[u16], accepted: Arc<AtomicU64>) -> Self {
+    fn listen(
+        place: String,
+        (families, ports): (Families, &[u16]),
+        accepted: Arc<AtomicU64>,
+    ) -> Self {
         let poll = Poll::new().expect("an epoll instance");
         let waker = Waker::new(poll.registry(), STOP).expect("an event file");
         let mut listeners = Vec::new();
-        for (index, &port) in ports.iter().enumerate() {
-            let mut listener =
-                listen(port).unwrap_or_else(|e| panic!("cannot listen on {place}:{port}: {e}"));
+        let sockets = ports
+            .iter()
+            .flat_map(|&port| families.sockets().iter().map(move |&socket| (port, socket)));
+        for (index, (port, socket)) in sockets.enumerate() {
+            let mut listener = listen(socket, port)
+                .unwrap_or_else(|e| panic!("cannot listen on {place}:{port}: {e}"));
             watch(&poll, &mut listener, Token(index), Interest::READABLE);
             listeners.push((port, listener));
         }
@@ -217,9 +267,10 @@ impl Serving {
 
     fn greeting(&self, listener: u16, stream: &net::TcpStream, peer: SocketAddr) -> Greeting {
         let socket = SockRef::from(stream);
-        let original_dst = match peer {
-            SocketAddr::V4(_) => socket.original_dst_v4(),
-            SocketAddr::V6(_) => socket.original_dst_v6(),
+        // A client of IPv4 on a listener of IPv6 has an IPv4-mapped address.
+        let original_dst = match peer.ip().to_canonical() {
+            IpAddr::V4(_) => socket.original_dst_v4(),
+            IpAddr::V6(_) => socket.original_dst_v6(),
         };
         Greeting {
             place: self.place.clone(),
@@ -254,12 +305,38 @@ impl Drop for Serving {
     }
 }
 
-fn listen(port: u16) -> io::Result<net::TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+/// What a listening socket accepts.
+#[derive(Clone, Copy)]
+enum Accepts {
+    V4,
+    V6,
+    Both,
+}
+
+impl Families {
+    const fn sockets(self) -> &'static [Accepts] {
+        match self {
+            Self::V4 => &[Accepts::V4],
+            Self::Split => &[Accepts::V4, Accepts::V6],
+            Self::Dual => &[Accepts::Both],
+        }
+    }
+}
+
+fn listen(accepts: Accepts, port: u16) -> io::Result<net::TcpListener> {
+    let (domain, any): (_, IpAddr) = match accepts {
+        Accepts::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
+        Accepts::V6 | Accepts::Both => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    match accepts {
+        Accepts::V4 => {}
+        Accepts::V6 => socket.set_only_v6(true)?,
+        Accepts::Both => socket.set_only_v6(false)?,
+    }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    socket.bind(&address.into())?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
     socket.listen(BACKLOG)?;
     Ok(net::TcpListener::from_std(socket.into()))
 }

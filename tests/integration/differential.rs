@@ -2,287 +2,271 @@
 //! rules and one enrolled with the same settings, are asked the same questions,
 //! and the answers must be equal.
 
+mod compare;
+mod documentation;
+mod expect;
+mod probes;
+mod random;
+mod row;
+mod setting;
+mod table;
+mod world;
+
 use std::{
-    fmt::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::BTreeMap,
+    fmt::{Display, Write},
 };
 
-use shunt_tests::{
-    Agent, Answer, Node, Outcome, Owner, Pod, Probe, Responder, Source,
-    iptables::{self, RuleSet},
-    probe_all,
-};
+use shunt_tests::{Node, Owner, Probe, Stack, iptables::RuleSet};
 
-/// Every port that a rule speaks of, and two that none does.
-const PORTS: [u16; 10] = [22, 53, 80, 8080, 15001, 15006, 15008, 15020, 15021, 15090];
-/// A port on which nobody listens.
-const CLOSED: u16 = 9;
-/// Where bound source ports begin: below those that the kernel gives out.
-const FIRST_SOURCE_PORT: u16 = 17000;
+use compare::Fault;
+use documentation::{Cell, Line};
+use expect::Explainer;
+use probes::{Class, From, Question, SourcePorts, Version, combinations, questions};
+use setting::{Deviation, Mesh, Setting};
+use world::{By, Pair, Wanted};
 
 macro_rules! rule_sets {
-    ($($test:ident: $file:literal,)*) => {$(
-        #[test]
-        fn $test() {
-            let rules = RuleSet { name: $file, text: include_str!(concat!("../oracle/", $file)) };
-            let real = World::with_rules(&rules);
-            let enrolled = World::enrolled(&rules);
-            let differences = differences(&real, &enrolled);
-            assert!(
-                differences.is_empty(),
-                "{}: {} answers differ\n{}",
-                rules.name,
-                differences.len(),
-                first(&differences)
-            );
-        }
-    )*};
+    ($($file:literal,)*) => {
+        [$(RuleSet { name: $file, text: include_str!(concat!("../oracle/", $file)) },)*]
+    };
 }
 
-rule_sets! {
-    rules_of_istio_1_1: "istio-1.1.rules",
-    rules_of_istio_1_13: "istio-1.13.rules",
-    rules_of_istio_1_21: "istio-1.21.rules",
-    rules_of_istio_redirect: "istio-redirect.rules",
-    rules_that_list_what_is_captured: "lists-include.rules",
-    rules_that_list_what_is_left_alone: "lists-exclude.rules",
-    rules_that_capture_nothing: "capture-nothing.rules",
-    rules_that_capture_loopback: "capture-loopback.rules",
-    rules_of_two_owners: "two-owners.rules",
-}
-
-const BASE: RuleSet = RuleSet {
-    name: "istio-1.21.rules",
-    text: include_str!("../oracle/istio-1.21.rules"),
+/// Rules that real sidecars carried.
+const RULE_SETS: [RuleSet; 9] = rule_sets! {
+    "istio-1.1.rules",
+    "istio-1.13.rules",
+    "istio-1.21.rules",
+    "istio-redirect.rules",
+    "lists-include.rules",
+    "lists-exclude.rules",
+    "capture-nothing.rules",
+    "capture-loopback.rules",
+    "two-owners.rules",
 };
+
+/// How many faults are shown: enough to see what is wrong.
+const SHOWN: usize = 40;
+
+/// Fails with the faults, if there are any.
+#[track_caller]
+fn assert_none<T: Display>(faults: &[T]) {
+    let shown = faults.iter().take(SHOWN);
+    let text = shown.fold(String::new(), |mut text, fault| {
+        writeln!(text, "{fault}").expect("a string takes everything");
+        text
+    });
+    assert!(faults.is_empty(), "{} faults\n{text}", faults.len());
+}
+
+/// What is asked differs from the rules on purpose.
+fn deviation(setting: &Setting, question: &Question) -> Option<Deviation> {
+    match question.from {
+        From::Machine => setting.deviation_of_machines(),
+        From::Pod | From::Outside => None,
+    }
+}
+
+/// Asks both worlds, the second of which is redirected by an agent, and says
+/// what is not as it should be: where the answers differ, and where the kernel
+/// does not do what `explain` says.
+fn examine(pair: &Pair, setting: &Setting, questions: &[Question]) -> Vec<Fault> {
+    let wanted = Wanted::from(setting);
+    let answers = pair.ask((&wanted, &wanted), questions);
+    let explainer = Explainer::new(setting);
+    questions
+        .iter()
+        .zip(&answers)
+        .filter_map(|(question, answers)| {
+            let differs = match deviation(setting, question) {
+                Some(_) => None,
+                None => Fault::difference(question, answers),
+            };
+            differs.or_else(|| explainer.fault(question, &answers.1))
+        })
+        .collect()
+}
+
+/// The texts of faults, each with its setting.
+fn about<'a>(setting: &Setting, faults: &'a [Fault]) -> impl Iterator<Item = String> + 'a {
+    let setting = format!("{setting} in a pod of {:?}", setting.stack);
+    faults
+        .iter()
+        .map(move |fault| format!("{setting}\n{fault}"))
+}
+
+#[test]
+fn the_rules_of_real_sidecars() {
+    let pair = Pair::new(By::Rules, By::Agent);
+    let setting = Setting {
+        stack: Stack::V4,
+        ..Setting::of(Mesh::Istio)
+    };
+    let mut ports = SourcePorts::default();
+    let mut faults = Vec::new();
+    for rules in RULE_SETS {
+        let questions = combinations(&setting, Version::V4, &mut ports);
+        let flags = rules.settings().into_iter().map(str::to_owned).collect();
+        let wanted = Wanted {
+            ipv4_rules: rules.text.to_owned(),
+            flags,
+            ..Wanted::from(&setting)
+        };
+        let answers = pair.ask((&wanted, &wanted), &questions);
+        let both = questions.iter().zip(&answers);
+        let differences = both.filter_map(|(question, both)| Fault::difference(question, both));
+        faults.extend(differences.map(|fault| format!("{}: {fault}", rules.name)));
+    }
+    assert_none(&faults);
+}
+
+/// What the classes leave out, asked of the base settings.
+#[test]
+fn every_owner_from_every_source_to_every_destination() {
+    let pair = Pair::new(By::Rules, By::Agent);
+    let mut ports = SourcePorts::default();
+    for version in Version::ALL {
+        let questions = combinations(&base(), version, &mut ports);
+        assert_none(&examine(&pair, &base(), &questions));
+    }
+}
 
 /// A difference between two pods is one of their redirection, not of chance.
 #[test]
 fn the_same_rules_give_the_same_answers_twice() {
-    let differences = differences(&World::with_rules(&BASE), &World::with_rules(&BASE));
-    assert!(differences.is_empty(), "{}", first(&differences));
+    let pair = Pair::new(By::Rules, By::Rules);
+    assert_none(&examine(&pair, &base(), &all_questions(&base())));
 }
 
 /// The comparison sees what it is there to see.
 #[test]
 fn a_pod_without_rules_gives_other_answers() {
-    let differences = differences(&World::with_rules(&BASE), &World::plain());
-    // Among others: an application's call to the outside.
-    let wanted = Probe::new(Owner::APP, (Node::OUTSIDE, 80)).to_string();
-    assert!(differences.iter().any(|text| text.contains(&wanted)));
-}
-
-/// A pod and everybody it may talk to.
-struct World {
-    _agent: Option<Agent>,
-    _responders: [Responder; 3],
-    pod: Pod,
-    node: Node,
-}
-
-impl World {
-    /// Everybody listens on every port, nothing is redirected.
-    fn plain() -> Self {
-        let node = Node::new();
-        let pod = node.pod("pod");
-        let is_proxy = |port: &u16| matches!(port, 15001 | 15006);
-        let (proxy, app): (Vec<u16>, Vec<u16>) = PORTS.iter().partition(|port| is_proxy(port));
-        Self {
-            _agent: None,
-            _responders: [
-                Responder::start(pod.netns(), Owner::PROXY, &proxy),
-                Responder::start(pod.netns(), Owner::APP, &app),
-                Responder::start(node.netns(), Owner::APP, &PORTS),
-            ],
-            pod,
-            node,
-        }
-    }
-
-    /// The same with real rules.
-    fn with_rules(rules: &RuleSet) -> Self {
-        let world = Self::plain();
-        iptables::restore(world.pod.netns(), rules.text);
-        world
-    }
-
-    /// The same with an agent, and the settings that mean the same.
-    fn enrolled(rules: &RuleSet) -> Self {
-        let world = Self::plain();
-        let agent = Agent::start(world.node.cgroup());
-        agent.enroll(world.pod.netns(), &rules.settings());
-        Self {
-            _agent: Some(agent),
-            ..world
-        }
-    }
-
-    fn answers(&self, probes: &Probes) -> Vec<Answer> {
-        let mut answers = probe_all(self.pod.netns(), &probes.inside);
-        answers.extend(probe_all(self.node.netns(), &probes.outside));
-        answers
+    let pair = Pair::new(By::Rules, By::Nothing);
+    let setting = base();
+    let mut questions = all_questions(&setting);
+    // What nobody redirects and nobody answers would only take its time.
+    questions.retain(|question| question.class != Class::Bound);
+    let wanted = Wanted::from(&setting);
+    let answers = pair.ask((&wanted, &wanted), &questions);
+    let explainer = Explainer::new(&setting);
+    for outside in [Node::OUTSIDE, Node::OUTSIDE6] {
+        // Among others: an application's call to the outside.
+        let call = Probe::new(Owner::APP, (outside, 80));
+        let asked = |(question, _): &(&Question, _)| question.probe == call;
+        let mut all = questions.iter().zip(&answers);
+        let (question, answers) = all.find(asked).expect("it is asked");
+        assert!(Fault::difference(question, answers).is_some());
+        assert!(explainer.fault(question, &answers.0).is_none());
+        assert!(explainer.fault(question, &answers.1).is_some());
     }
 }
 
-/// The questions.
-struct Probes {
-    /// From inside the pod.
-    inside: Vec<Probe>,
-    /// From the hosts outside.
-    outside: Vec<Probe>,
+fn base() -> Setting {
+    Setting::of(Mesh::Istio)
 }
 
-impl Probes {
-    fn all() -> Self {
-        const POD: IpAddr = Node::FIRST_POD;
-        let owners = [
-            Owner::APP,
-            Owner::ROOT,
-            Owner::PROXY,
-            Owner::PROXY_UID,
-            Owner::PROXY_GID,
-            Owner::new(1338, 1338),
-        ];
-        let inside = combine(
-            &owners,
-            &[
-                Source::Unbound,
-                Source::Addr(loopback(1)),
-                Source::Addr(loopback(6)),
-                Source::AddrLatePort(loopback(6)),
-                Source::Addr(POD),
-                Source::Port(0),
-            ],
-            &[
-                Node::OUTSIDE,
-                Node::FAR_OUTSIDE,
-                Node::PRIVATE,
-                POD,
-                loopback(1),
-                loopback(2),
-                loopback(6),
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            ],
-        );
-        let outside = combine(
-            &[Owner::APP, Owner::PROXY],
-            &[
-                Source::Unbound,
-                Source::Addr(Node::OUTSIDE),
-                Source::Addr(Node::FAR_OUTSIDE),
-                Source::Port(0),
-            ],
-            &[POD],
-        );
-        Self { inside, outside }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Probe> {
-        self.inside.iter().chain(&self.outside)
-    }
+fn all_questions(setting: &Setting) -> Vec<Question> {
+    questions(setting, &mut SourcePorts::default())
 }
 
-/// Every owner from every source to every port of every destination. A source
-/// port is used once.
-fn combine(owners: &[Owner], sources: &[Source], destinations: &[IpAddr]) -> Vec<Probe> {
-    let mut probes = Vec::new();
-    let mut source_port = FIRST_SOURCE_PORT;
-    for &owner in owners {
-        for &source in sources {
-            for &ip in destinations {
-                for port in PORTS.into_iter().chain([CLOSED]) {
-                    let source = match source {
-                        Source::Port(_) => {
-                            source_port += 1;
-                            Source::Port(source_port)
-                        }
-                        Source::Unbound | Source::Addr(_) | Source::AddrLatePort(_) => source,
-                    };
-                    probes.push(Probe::new(owner, (ip, port)).from(source));
-                }
+/// Every setting of the table, and what the documentation says of it.
+#[test]
+fn every_setting_of_the_table() {
+    let pair = Pair::new(By::Rules, By::Agent);
+    let mut ports = SourcePorts::default();
+    let mut faults = Vec::new();
+    let mut lines = Vec::new();
+    for setting in table::settings() {
+        let questions = questions(&setting, &mut ports);
+        let found = examine(&pair, &setting, &questions);
+        faults.extend(about(&setting, &found));
+        let mut cells = BTreeMap::<_, Cell>::new();
+        for question in &questions {
+            let cell = cells.entry(question.class).or_default();
+            match deviation(&setting, question) {
+                Some(deviation) => cell.deviation = Some(deviation),
+                None => drop(cell.equal.insert(question.version)),
             }
         }
+        lines.push(Line { setting, cells });
     }
-    probes
+    assert_none(&faults);
+    documentation::check(&lines);
 }
 
-const fn loopback(last: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))
+/// Rules and agent can stand in one pod, which then behaves like either alone.
+#[test]
+fn rules_and_agent_together() {
+    let pair = Pair::new(By::Rules, By::Both);
+    let mut ports = SourcePorts::default();
+    let mut faults = Vec::new();
+    for setting in table::base() {
+        let questions = questions(&setting, &mut ports);
+        faults.extend(about(&setting, &examine(&pair, &setting, &questions)));
+    }
+    assert_none(&faults);
 }
 
-/// What of an answer must be equal.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    outcome: SeenOutcome,
-    peername: Option<SocketAddr>,
-    sockname: Option<SocketAddr>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum SeenOutcome {
-    Answered {
-        place: String,
-        listener: u16,
-        peer: SocketAddr,
-        destination: SocketAddr,
-        knows_destination: bool,
-    },
-    Otherwise(Outcome),
-}
-
-impl Seen {
-    fn new(probe: &Probe, answer: &Answer) -> Self {
-        // A port that the kernel gave out is another one each time.
-        let comparable = |addr: SocketAddr| match probe.source {
-            Source::Port(_) => addr,
-            Source::Unbound | Source::Addr(_) | Source::AddrLatePort(_) => {
-                SocketAddr::new(addr.ip(), 0)
-            }
+#[test]
+fn drawn_settings() {
+    let pair = Pair::new(By::Rules, By::Agent);
+    let mut ports = SourcePorts::default();
+    let mut reports = Vec::new();
+    for seed in random::seeds() {
+        let (drawn, drawn_questions) = random::draw(seed, &mut ports);
+        let faults = examine(&pair, &drawn, &drawn_questions);
+        let Some(mut fault) = faults.into_iter().next() else {
+            continue;
         };
-        let outcome = match &answer.outcome {
-            Outcome::Answered(greeting) => SeenOutcome::Answered {
-                place: greeting.place.clone(),
-                listener: greeting.listener,
-                peer: comparable(greeting.peer),
-                destination: greeting.destination(),
-                knows_destination: greeting.knows_destination(),
-            },
-            Outcome::Refused | Outcome::Closed | Outcome::Silent | Outcome::Failed(_) => {
-                SeenOutcome::Otherwise(answer.outcome.clone())
-            }
-        };
-        Self {
-            outcome,
-            peername: answer.peername,
-            sockname: answer.sockname.map(comparable),
+        // Only the connections of the kind that has shown it are asked again.
+        let kind = |question: &Question| (question.class, question.version);
+        let wanted = kind(&fault.question);
+        let smallest = random::shrink(drawn.clone(), |smaller| {
+            let mut questions = questions(smaller, &mut ports);
+            questions.retain(|question| kind(question) == wanted);
+            let found = examine(&pair, smaller, &questions).into_iter().next();
+            let fails = found.is_some();
+            fault = found.unwrap_or_else(|| Fault::new(&fault.question, fault.text().to_owned()));
+            fails
+        });
+        reports.push(random::report(seed, &drawn, &smallest, &fault));
+    }
+    assert_none(&reports);
+}
+
+/// A difference is found, and made small: the second pod is not enrolled.
+#[test]
+fn a_difference_of_a_drawn_setting_is_made_small() {
+    let pair = Pair::new(By::Rules, By::Nothing);
+    let mut ports = SourcePorts::default();
+    let mut fails = |setting: &Setting| {
+        let mut questions = questions(setting, &mut ports);
+        questions.retain(|question| question.class == Class::Inbound);
+        let wanted = Wanted::from(setting);
+        let answers = pair.ask((&wanted, &wanted), &questions);
+        let mut both = questions.iter().zip(&answers);
+        both.any(|(question, both)| Fault::difference(question, both).is_some())
+    };
+    let drawn = (1..).map(|seed| random::draw(seed, &mut SourcePorts::default()).0);
+    let mut drawn = drawn.filter(|setting| setting.flags().len() > 8);
+    let drawn = drawn.find(&mut fails).expect("one of many is captured");
+    let smallest = random::shrink(drawn, fails).to_string();
+    assert!(
+        smallest.starts_with("-b ") && smallest.split(' ').count() <= 3,
+        "{smallest}"
+    );
+}
+
+/// The command line says what the library says, which all else here asks.
+#[test]
+fn the_command_explains_as_the_library_does() {
+    let directory = shunt_tests::leftovers::temp_dir("explain");
+    for (index, setting) in table::settings().iter().enumerate() {
+        let questions = all_questions(setting);
+        let flag = world::resolv_conf(directory.path(), setting.resolvers());
+        // Others for each setting, from all classes.
+        for question in questions.iter().skip(index).step_by(331) {
+            Explainer::new(setting).ask_command(question, &flag);
         }
     }
-}
-
-/// Asks both worlds everything; a text for each question with two answers.
-fn differences(one: &World, other: &World) -> Vec<String> {
-    let probes = Probes::all();
-    let answers = one.answers(&probes).into_iter().zip(other.answers(&probes));
-    let outside = probes.inside.len();
-    probes
-        .iter()
-        .zip(answers)
-        .enumerate()
-        .filter_map(|(index, (probe, (one, other)))| {
-            let from = if index < outside { "pod" } else { "outside" };
-            let (one, other) = (Seen::new(probe, &one), Seen::new(probe, &other));
-            (one != other).then(|| format!("{from}: {probe}\n   one: {one:?}\n other: {other:?}"))
-        })
-        .collect()
-}
-
-/// Enough of the differences to see what is wrong.
-fn first(differences: &[String]) -> String {
-    differences
-        .iter()
-        .take(40)
-        .fold(String::new(), |mut text, difference| {
-            writeln!(text, "{difference}").expect("a string takes everything");
-            text
-        })
 }

@@ -13,7 +13,8 @@ use std::{
 };
 
 use shunt_tests::{
-    Agent, DnsServer, Node, Owner, Pod, Responder, dns::Capture, leftovers::temp_dir,
+    Agent, DnsServer, Families, Node, Owner, Pod, Responder, Stack, dns::Capture,
+    leftovers::temp_dir,
 };
 use tempfile::TempDir;
 
@@ -27,8 +28,6 @@ const SECOND: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 12);
 /// The pod.
 const POD: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
-/// Its gateway.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
 /// Where the pod has a server of its own.
 const LOCAL: [Ipv4Addr; 3] = [POD, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
@@ -37,7 +36,7 @@ const LOCAL: [Ipv4Addr; 3] = [POD, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0,
 fn ipv6(ip: Ipv4Addr) -> Option<Ipv6Addr> {
     match ip.octets() {
         [10, 96, 0, host] => Some(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host.into())),
-        [10, 42, 0, host] => Some(Ipv6Addr::new(0xfd00, 0x53, 0, 0, 0, 0, 0, host.into())),
+        [10, 42, 0, host] => Some(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, host.into())),
         [127, 0, 0, 1] => Some(Ipv6Addr::LOCALHOST),
         _ => None,
     }
@@ -76,13 +75,7 @@ impl World {
         for ip in outside.map(addresses).concat() {
             node.netns().ip(&format!("addr add {ip} dev lo"));
         }
-        let pod = node.pod("pod");
-        let [own, gateway] = [POD, GATEWAY].map(|ip| ipv6(ip).expect("it has one"));
-        node.netns()
-            .ip(&format!("addr add {gateway}/64 dev br0 nodad"));
-        pod.netns().ip(&format!(
-            "addr add {own}/64 dev eth0 nodad\nroute add default via {gateway}"
-        ));
+        let pod = node.pod_with("pod", Stack::Dual);
         let directory = temp_dir("dns");
         std::fs::write(directory.path().join("resolv.conf"), capture.resolv_conf())
             .expect("a new file");
@@ -96,7 +89,12 @@ impl World {
                 .chain(local)
                 .map(|(netns, ip)| DnsServer::start(netns, Owner::ROOT, (&addresses(ip), 53), ip))
                 .collect(),
-            _tcp_proxy: Responder::start(pod.netns(), Owner::PROXY, &[15001, 15006]),
+            _tcp_proxy: Responder::start_for(
+                Families::Split,
+                pod.netns(),
+                Owner::PROXY,
+                &[15001, 15006],
+            ),
             directory,
             pod,
             node,

@@ -8,6 +8,7 @@
     reason = "these are the dependencies of the harness"
 )]
 
+mod check;
 mod cli;
 mod differential;
 mod dns;

@@ -1,8 +1,7 @@
 //! What the agent knows of a pod's network, and how it stays current.
 
 use std::{
-    io::{BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::symlink,
     path::Path,
     process::Command,
@@ -153,12 +152,7 @@ fn a_socket_bound_to_an_excluded_interface_is_direct() {
         socket.bind_device(Some(b"eth1")).expect("this is root");
         let outside = SocketAddr::from((Node::OUTSIDE, PORT));
         socket.connect(&outside.into()).expect("somebody answers");
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket))
-            .read_line(&mut line)
-            .expect("a responder answers");
-        let greeting: Greeting = serde_json::from_str(&line).expect("a responder's greeting");
-        greeting.place
+        Greeting::read(&socket).place
     });
     assert_eq!(place, "node");
 }

@@ -1,11 +1,11 @@
 //! Who owns a socket, and what each side of a connection sees.
 
-use std::{
-    io::{BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-};
+use std::net::{IpAddr, SocketAddr};
 
-use shunt_tests::{Greeting, Node, Owner, Probe, Source, probe};
+use shunt_tests::{
+    Agent, Families, Greeting, Node, Owner, Probe, Responder, Source, Stack, mesh::ISTIO_DEFAULTS,
+    probe,
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, PORT};
@@ -18,11 +18,7 @@ fn call(lab: &Lab, opened: Owner, connected: Owner) -> Greeting {
         connected.assume();
         let outside = SocketAddr::from((Node::OUTSIDE, PORT));
         socket.connect(&outside.into()).expect("somebody answers");
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket))
-            .read_line(&mut line)
-            .expect("a responder answers");
-        serde_json::from_str(&line).expect("a responder's greeting")
+        Greeting::read(&socket)
     })
 }
 
@@ -53,12 +49,7 @@ fn a_socket_that_was_opened_before_the_agent_started_has_its_owner() {
     let outside = SocketAddr::from((Node::OUTSIDE, PORT));
     let place = |socket: Socket| {
         socket.connect(&outside.into()).expect("somebody answers");
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket))
-            .read_line(&mut line)
-            .expect("a responder answers");
-        let greeting: Greeting = serde_json::from_str(&line).expect("a responder's greeting");
-        greeting.place
+        Greeting::read(&socket).place
     };
     assert_eq!(place(of_proxy), "node");
     assert_eq!(place(of_app), "pod");
@@ -67,16 +58,28 @@ fn a_socket_that_was_opened_before_the_agent_started_has_its_owner() {
 /// What `istio-iptables` itself tries out after it has written its rules.
 #[test]
 fn the_check_of_the_mesh_passes() {
-    let lab = Lab::new();
-    let _proxy = lab.proxy();
-    let _agent = lab.enrolled();
-    let six = SocketAddr::from(([127, 0, 0, 6], 15002));
-    let source = Source::Addr(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let node = Node::new();
+    let pod = node.pod_with("pod", Stack::Dual);
+    let netns = pod.netns();
+    let _proxy = Responder::start_for(Families::Split, netns, Owner::PROXY, &[15001, 15006]);
+    let agent = Agent::start(node.cgroup());
+    agent.enroll(netns, &[&ISTIO_DEFAULTS[..], &["--dual-stack"]].concat());
+    for [from, to] in [["127.0.0.1", "127.0.0.6"], ["::1", "::6"]] {
+        let [from, to]: [IpAddr; 2] = [from, to].map(|ip| ip.parse().expect("an address"));
+        let six = SocketAddr::from((to, 15002));
 
-    let answer = probe(lab.pod.netns(), &Probe::new(Owner::PROXY, six).from(source));
+        let answer = probe(
+            netns,
+            &Probe::new(Owner::PROXY, six).from(Source::Addr(from)),
+        );
 
-    assert_eq!(answer.outcome.to_string(), "pod:15006");
-    assert_eq!(answer.greeting().original_dst, Ok(six));
+        assert_eq!(answer.outcome.to_string(), "pod:15006");
+        let greeting = answer.greeting();
+        assert_eq!(greeting.original_dst, Ok(six));
+        assert_eq!(greeting.peer.ip(), from);
+        // Over IPv6 the proxy is reached at the caller's own address.
+        assert_eq!(greeting.local, (from, 15006).into());
+    }
 }
 
 #[test]

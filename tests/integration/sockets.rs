@@ -12,7 +12,7 @@ mod untouched;
 
 use std::{
     fmt::Debug,
-    io::{self, Read},
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -259,7 +259,7 @@ fn connect(socket: &Socket, to: SocketAddr) -> Result<(), Errno> {
 
 /// What is to be seen of a connected socket.
 fn seen(socket: &Socket) -> Seen {
-    let greeting = greeting(socket);
+    let greeting = Greeting::read(socket);
     let sockname = address(socket.local_addr()).expect("a connected socket");
     let peer = address(socket.peer_addr()).expect("a connected socket");
     assert_eq!(
@@ -273,17 +273,6 @@ fn seen(socket: &Socket) -> Seen {
         source: sockname.ip(),
         peer,
     }
-}
-
-/// The first line of a responder, and nothing of what comes after it.
-fn greeting(mut socket: &Socket) -> Greeting {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while line.last() != Some(&b'\n') {
-        socket.read_exact(&mut byte).expect("a responder's line");
-        line.extend(byte);
-    }
-    serde_json::from_slice(&line).expect("a responder's greeting")
 }
 
 fn address(answer: io::Result<socket2::SockAddr>) -> Result<SocketAddr, Errno> {

@@ -2,7 +2,7 @@
 //! interface (`-k`), side by side with the mesh's rules in the kernel.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
@@ -10,12 +10,7 @@ use std::{
 use shunt_istio_rules::{Capture, Rules};
 use shunt_tests::{
     Agent, Answer, Greeting, Netns, Node, Outcome, Owner, Pod, Probe, Responder, bpf,
-    command::{output_of, output_with_input},
-    connect_all,
-    deadline::wait_until,
-    iptables,
-    probe::DEADLINE,
-    probe_all,
+    command::output_of, connect_all, deadline::wait_until, iptables, probe::DEADLINE, probe_all,
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -102,8 +97,7 @@ impl World {
 
     fn restore(&self, rules: &Rules) {
         iptables::restore(self.pod.netns(), &rules.ipv4());
-        let mut command = self.pod.netns().command("ip6tables-restore", Owner::ROOT);
-        output_with_input(&mut command, &rules.ipv6());
+        iptables::restore6(self.pod.netns(), &rules.ipv6());
     }
 
     /// With an agent that has enrolled the pod.
@@ -529,27 +523,22 @@ fn one_port_can_call_two_hosts() {
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::from((MACHINE, 17_000)).into())?;
             socket.connect_timeout(&SocketAddr::from((ip, 80)).into(), DEADLINE)?;
-            Ok(BufReader::new(TcpStream::from(socket)))
+            Ok(TcpStream::from(socket))
         })
-    };
-    let greeting = |stream: &mut BufReader<TcpStream>| -> Greeting {
-        let mut line = String::new();
-        stream.read_line(&mut line).expect("a greeting");
-        serde_json::from_str(&line).expect("a greeting")
     };
     let mut streams = Vec::new();
     for host in [Node::OUTSIDE, Node::FAR_OUTSIDE, Node::PRIVATE] {
-        let mut stream = connect(host).unwrap_or_else(|error| panic!("{host}: {error}"));
-        let greeting = greeting(&mut stream);
+        let stream = connect(host).unwrap_or_else(|error| panic!("{host}: {error}"));
+        let greeting = Greeting::read(&stream);
         assert_eq!(greeting.destination(), SocketAddr::from((host, 80)));
         assert_eq!(greeting.peer, SocketAddr::from((MACHINE, 17_000)));
         streams.push(stream);
     }
     for (number, stream) in streams.iter_mut().enumerate() {
         let said = format!("connection {number}\n");
-        stream.get_mut().write_all(said.as_bytes()).expect("room");
-        let mut echo = String::new();
-        stream.read_line(&mut echo).expect("an echo");
-        assert_eq!(echo, said);
+        stream.write_all(said.as_bytes()).expect("room");
+        let mut echo = vec![0; said.len()];
+        stream.read_exact(&mut echo).expect("an echo");
+        assert_eq!(echo, said.as_bytes());
     }
 }

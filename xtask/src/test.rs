@@ -23,11 +23,12 @@ const SEED: &str = "SHUNT_TEST_SEED";
 /// What `cargo xtask test` takes.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// How many random settings and probes the differential test adds to its fixed ones
-    #[arg(long, value_name = "N")]
-    random: Option<u64>,
-    /// Where the random ones start from, to repeat a run; chosen and printed when absent
-    #[arg(long, value_name = "S", requires = "random")]
+    /// How many random settings the differential test adds to its fixed ones
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    random: u64,
+    /// Where the random ones start from, to repeat a run; chosen and printed when absent.
+    /// The second of them has the seed S + 1, and so on
+    #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Run only the tests whose name contains one of these
     filter: Vec<String>,
@@ -40,12 +41,11 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     )?;
     setup::ensure(&[Use::Build, Use::Tests])?;
     build::agent()?;
-    let seed = arguments
-        .random
-        .map(|_| arguments.seed.unwrap_or_else(new_seed));
-    if let Some(seed) = seed {
-        say(format!("random tests start from --seed {seed}"));
-    }
+    let seed = arguments.seed.unwrap_or_else(new_seed);
+    say(format!(
+        "random tests: --random {} --seed {seed}",
+        arguments.random
+    ));
 
     let mut report = Report::default();
     for run in RUNS {
@@ -119,19 +119,16 @@ struct Outcome {
     success: bool,
 }
 
-fn outcome(run: &Run, arguments: &Arguments, seed: Option<u64>) -> Result<Outcome> {
-    let mut step = Step::new("cargo", format!("running {}", run.name))
+fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
+    let step = Step::new("cargo", format!("running {}", run.name))
         .args(["test", "--locked", "--no-fail-fast"])
         .args(run.selection)
         .arg("--")
         .args(&arguments.filter)
         .dir(&paths::root())
+        .env(RANDOM, arguments.random.to_string())
+        .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
-    if let (Some(random), Some(seed)) = (arguments.random, seed) {
-        step = step
-            .env(RANDOM, random.to_string())
-            .env(SEED, seed.to_string());
-    }
     let mut tally = Tally::default();
     let status = env::with_tests(step)?.stream(|line| {
         say(line);

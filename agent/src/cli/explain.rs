@@ -52,49 +52,8 @@ Examples:
     shunt explain --mesh istio --direction inbound \\
       --src 10.2.0.1 --dst 10.1.1.5 --port 15021 --output json")]
 pub struct Explain {
-    /// Which way the connection goes, seen from the pod
-    #[arg(long, env = "SHUNT_EXPLAIN_DIRECTION")]
-    direction: Direction,
-    /// The uid that opened the socket (outbound)
-    #[arg(
-        long,
-        env = "SHUNT_EXPLAIN_UID",
-        value_name = "N",
-        required_if_eq("direction", "outbound")
-    )]
-    uid: Option<u32>,
-    /// The gid that opened the socket (outbound)
-    #[arg(
-        long,
-        env = "SHUNT_EXPLAIN_GID",
-        value_name = "N",
-        required_if_eq("direction", "outbound")
-    )]
-    gid: Option<u32>,
-    /// The source address; 0.0.0.0 or :: for a socket that is not bound
-    #[arg(long, env = "SHUNT_EXPLAIN_SRC", value_name = "IP")]
-    src: IpAddr,
-    /// The destination address
-    #[arg(long, env = "SHUNT_EXPLAIN_DST", value_name = "IP")]
-    dst: IpAddr,
-    /// The destination port
-    #[arg(long, env = "SHUNT_EXPLAIN_PORT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// The protocol
-    #[arg(long, env = "SHUNT_EXPLAIN_PROTO", default_value = "tcp")]
-    proto: Proto,
-    /// The addresses of the pod; if not given, the source when it is neither
-    /// loopback nor unspecified (outbound), or the destination (inbound)
-    #[arg(
-        long,
-        env = "SHUNT_EXPLAIN_POD_IP",
-        value_name = "IP,...",
-        value_delimiter = ','
-    )]
-    pod_ip: Vec<IpAddr>,
-    /// The interface through which it leaves or comes in, for -c and -k
-    #[arg(long, env = "SHUNT_EXPLAIN_INTERFACE", value_name = "NAME")]
-    interface: Option<String>,
+    #[command(flatten)]
+    question: Question,
     /// The pod's resolv.conf, for --redirect-dns
     #[arg(long, env = "SHUNT_RESOLV_CONF", value_name = "PATH")]
     resolv_conf: Option<PathBuf>,
@@ -103,6 +62,54 @@ pub struct Explain {
     output: Output,
     #[command(flatten)]
     flags: Flags,
+}
+
+/// What is asked about a connection, settings apart.
+#[derive(Args, Clone, Debug)]
+pub struct Question {
+    /// Which way the connection goes, seen from the pod
+    #[arg(long, env = "SHUNT_EXPLAIN_DIRECTION")]
+    pub direction: Direction,
+    /// The uid that opened the socket (outbound)
+    #[arg(
+        long,
+        env = "SHUNT_EXPLAIN_UID",
+        value_name = "N",
+        required_if_eq("direction", "outbound")
+    )]
+    pub uid: Option<u32>,
+    /// The gid that opened the socket (outbound)
+    #[arg(
+        long,
+        env = "SHUNT_EXPLAIN_GID",
+        value_name = "N",
+        required_if_eq("direction", "outbound")
+    )]
+    pub gid: Option<u32>,
+    /// The source address; 0.0.0.0 or :: for a socket that is not bound
+    #[arg(long, env = "SHUNT_EXPLAIN_SRC", value_name = "IP")]
+    pub src: IpAddr,
+    /// The destination address
+    #[arg(long, env = "SHUNT_EXPLAIN_DST", value_name = "IP")]
+    pub dst: IpAddr,
+    /// The destination port
+    #[arg(long, env = "SHUNT_EXPLAIN_PORT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// The protocol
+    #[arg(long, env = "SHUNT_EXPLAIN_PROTO", default_value = "tcp")]
+    pub proto: Proto,
+    /// The addresses of the pod; if not given, the source when it is neither
+    /// loopback nor unspecified (outbound), or the destination (inbound)
+    #[arg(
+        long,
+        env = "SHUNT_EXPLAIN_POD_IP",
+        value_name = "IP,...",
+        value_delimiter = ','
+    )]
+    pub pod_ip: Vec<IpAddr>,
+    /// The interface through which it leaves or comes in, for -c and -k
+    #[arg(long, env = "SHUNT_EXPLAIN_INTERFACE", value_name = "NAME")]
+    pub interface: Option<String>,
 }
 
 /// Which way a connection goes, seen from the pod.
@@ -255,24 +262,7 @@ impl Explain {
     ) -> Result<Explanation, ExplainError> {
         let settings = self.flags.settings(env)?;
         let resolvers = self.resolvers(&settings)?;
-        let own = self.own_addresses();
-        let facts = self.facts(&settings, &own)?;
-        let families = if self.pod_ip.is_empty() {
-            // Nothing is known of the pod: suppose that the rules apply to it.
-            Families { v4: true, v6: true }
-        } else {
-            Families::of(&own, settings.dual_stack)
-        };
-        let compiled = compile(
-            &settings,
-            &Enrolment {
-                list_set: 1,
-                resolvers: &resolvers,
-                families,
-                ids: &IdMaps::same(),
-            },
-        );
-        Ok(answer(&compiled, facts))
+        self.question.answer(&settings, &resolvers)
     }
 
     fn resolvers(&self, settings: &Settings) -> Result<Vec<IpAddr>, ExplainError> {
@@ -292,6 +282,39 @@ impl Explain {
             path: path.clone(),
             source,
         })
+    }
+}
+
+impl Question {
+    /// Answers it, for a pod with these settings and these nameservers in its
+    /// resolv.conf.
+    ///
+    /// # Errors
+    ///
+    /// Facts that make no sense.
+    pub fn answer(
+        &self,
+        settings: &Settings,
+        resolvers: &[IpAddr],
+    ) -> Result<Explanation, ExplainError> {
+        let own = self.own_addresses();
+        let facts = self.facts(settings, &own)?;
+        let families = if self.pod_ip.is_empty() {
+            // Nothing is known of the pod: suppose that the rules apply to it.
+            Families { v4: true, v6: true }
+        } else {
+            Families::of(&own, settings.dual_stack)
+        };
+        let compiled = compile(
+            settings,
+            &Enrolment {
+                list_set: 1,
+                resolvers,
+                families,
+                ids: &IdMaps::same(),
+            },
+        );
+        Ok(answer(&compiled, facts))
     }
 
     /// The addresses of the pod, as far as they are known; loopback is always

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod check;
 pub mod enroll;
 pub mod explain;
 pub mod run;

@@ -17,9 +17,10 @@ use tokio::{
 use crate::{
     bpffs, cgroup,
     control::Server,
-    datapath::{self, Datapath, Events, MapLimit},
+    datapath::{Datapath, Events, MapLimit},
     network::{Changes, Watch},
     node::NodeHandle,
+    preflight,
 };
 
 /// Loads the programs, attaches them, and serves until SIGTERM or SIGINT.
@@ -63,7 +64,7 @@ impl Run {
     async fn serve(&self, socket: &Path) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        datapath::check()?;
+        preflight::required()?;
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = match &self.cgroup {

@@ -1,9 +1,10 @@
 //! The programs and maps in the kernel: the only part that talks to aya.
 
+mod features;
 mod forward;
+mod neighbours;
 mod offsets;
 mod pods;
-mod preflight;
 mod readers;
 
 use std::{
@@ -23,8 +24,9 @@ use shunt_abi::{Event, KernelOffsets, NetnsCookie};
 
 use self::forward::Forwarding;
 pub use self::{
+    features::features,
+    neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
-    preflight::check,
 };
 use crate::{
     bpffs::PinDir,
@@ -111,6 +113,15 @@ impl FromStr for MapLimit {
             .with_context(|| format!("{entries:?} is no number of entries"))?;
         Ok(Self { map, entries })
     }
+}
+
+/// Whether the kernel says where the fields are that the programs read.
+///
+/// # Errors
+///
+/// With the first that is missing.
+pub fn offsets_are_known() -> Result<()> {
+    offsets::of_running_kernel().map(drop)
 }
 
 /// The loaded programs of the node. Dropping it detaches them.

@@ -1,12 +1,17 @@
 //! The addresses of a namespace.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::Handle;
 use shunt_abi::Addr;
+
+use super::routes;
 
 /// The addresses in the order of a dump of all families: IPv4 first, each family
 /// by interface. That is how Go's `net.InterfaceAddrs` has them, from which
@@ -24,14 +29,27 @@ pub(super) async fn read(handle: &Handle) -> Result<Vec<AddressMessage>> {
 /// The index of lo, in every namespace (`LOOPBACK_IFINDEX`).
 const LO: u32 = 1;
 
+/// How long the kernel may take to make an address usable that was just added.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Gives lo the address from which the proxy calls its application over IPv6.
 pub(super) async fn add_proxy_source(handle: Handle) -> Result<()> {
+    let source = Addr::SIX6.to_ip();
     handle
         .address()
-        .add(LO, Addr::SIX6.to_ip(), 128)
+        .add(LO, source, 128)
         .execute()
         .await
-        .context("the kernel refuses the address")
+        .context("the kernel refuses the address")?;
+    // Its route comes a moment later, from a thread of the kernel.
+    let end = Instant::now() + PATIENCE;
+    while !routes::is_delivered(&handle, source).await? {
+        if Instant::now() > end {
+            bail!("the kernel has added no route to the address within {PATIENCE:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }
 
 /// The address itself: where an interface has a peer, `Address` is the peer's.

@@ -106,7 +106,7 @@ where
     // which it is opened.
     netns.within(|| {
         tokio::runtime::Builder::new_current_thread()
-            .enable_io()
+            .enable_all()
             .build()
             .context("cannot start a runtime")?
             .block_on(async {

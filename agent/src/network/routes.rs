@@ -200,6 +200,19 @@ fn outside(mut candidate: IpAddr, prefix: &IpNet, inside: &[&IpNet]) -> Option<I
 
 /// Asks the kernel what it would do with a packet to `to`.
 async fn ask(handle: &Handle, to: IpAddr) -> Result<Route> {
+    let answer = look_up(handle, to).await?;
+    Ok(answer.map_or(UNREACHABLE, |answer| meaning(to, &answer)))
+}
+
+/// Whether the kernel takes packets to `to` in, which it does not yet when it
+/// sends them through lo.
+pub(super) async fn is_delivered(handle: &Handle, to: IpAddr) -> Result<bool> {
+    let answer = look_up(handle, to).await?;
+    Ok(answer.is_some_and(|answer| answer.header.kind == RouteType::Local))
+}
+
+/// The route to `to`, if there is one.
+async fn look_up(handle: &Handle, to: IpAddr) -> Result<Option<RouteMessage>> {
     let request = match to {
         IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(v4, 32)
@@ -209,9 +222,9 @@ async fn ask(handle: &Handle, to: IpAddr) -> Result<Route> {
             .build(),
     };
     match handle.route().get(request).execute().try_next().await {
-        Ok(Some(answer)) => Ok(meaning(to, &answer)),
+        Ok(answer) => Ok(answer),
         // ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: the kernel sends nothing there.
-        Ok(None) | Err(rtnetlink::Error::NetlinkError(_)) => Ok(UNREACHABLE),
+        Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot ask for the route to {to}")),
     }
 }

@@ -178,9 +178,11 @@ impl Node {
         routes: &RouteTable,
     ) -> Result<PodProgram> {
         let cookie = netns.cookie();
-        let done = self
+        let in_force = self
             .write(cookie, version, &RouteTable::new(), routes)
-            .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod))
+            .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
+        let done = self
+            .or_remove(version, in_force)
             .and_then(|()| self.datapath.scan_listeners(netns))
             .and_then(|()| self.datapath.attach_pod(netns))
             .and_then(|mut program| {
@@ -204,13 +206,13 @@ impl Node {
     ) -> Result<PodProgram> {
         let cookie = netns.cookie();
         let (old, new) = (pod.version.compiled.pod, version.compiled.pod);
-        let done = self
+        let in_force = self
             .write(cookie, version, &pod.routes, routes)
-            .and_then(|()| self.change_over(netns, &old, &new))
-            .and_then(|()| {
-                self.datapath
-                    .follow_interfaces(netns, &mut pod.program, &version.interfaces)
-            });
+            .and_then(|()| self.change_over(netns, &old, &new));
+        let done = self.or_remove(version, in_force).and_then(|()| {
+            self.datapath
+                .follow_interfaces(netns, &mut pod.program, &version.interfaces)
+        });
         match done {
             Ok(()) => {
                 self.timer.remove_later(pod.version);
@@ -231,23 +233,20 @@ impl Node {
         old_routes: &RouteTable,
         routes: &RouteTable,
     ) -> Result<()> {
-        let written = self
-            .pods
-            .write_lists(&version.compiled)
-            .and_then(|()| {
-                self.pods.write_interfaces(
-                    version.compiled.pod.list_set,
-                    &MarkedInterfaces::default(),
-                    &version.interfaces,
-                )
-            })
-            .and_then(|()| self.pods.write_routes(cookie, old_routes, routes))
-            .and_then(|()| self.pods.start_counters(cookie));
-        if written.is_err() {
-            // Nobody has looked into it yet.
+        let list_set = version.compiled.pod.list_set;
+        self.pods.write_lists(&version.compiled)?;
+        self.pods
+            .write_interfaces(list_set, &MarkedInterfaces::default(), &version.interfaces)?;
+        self.pods.write_routes(cookie, old_routes, routes)?;
+        self.pods.start_counters(cookie)
+    }
+
+    /// Removes a version that did not come into force: nobody has looked into it.
+    fn or_remove(&mut self, version: &Version, in_force: Result<()>) -> Result<()> {
+        if in_force.is_err() {
             self.remove(version);
         }
-        written
+        in_force
     }
 
     /// From one version to the next without a gap. Where the proxy's ports change,

@@ -52,19 +52,39 @@ pub enum Fate {
     Dropped,
 }
 
+/// Where a packet comes in or goes out.
+struct Crossing<'a> {
+    netns: NetnsCookie,
+    settings: &'a PodSettings,
+    interface: &'a Interface,
+}
+
+impl Crossing<'_> {
+    /// `None` when the packet is none of our business.
+    #[inline(always)]
+    fn of(frame: Frame) -> Option<Self> {
+        let netns = pods::here();
+        let settings = pods::settings(netns)?;
+        let interface = lists::marked_interface(settings, frame.ifindex())?;
+        (!frame.is_tagged()).then_some(Self {
+            netns,
+            settings,
+            interface,
+        })
+    }
+}
+
 /// Decides over a packet that comes in through a virtual interface.
 #[inline(always)]
 pub fn arrives(frame: Frame) -> Fate {
-    let netns = pods::here();
-    let Some(settings) = pods::settings(netns) else {
+    let Some(Crossing {
+        netns,
+        settings,
+        interface,
+    }) = Crossing::of(frame)
+    else {
         return Fate::Untouched;
     };
-    let Some(interface) = lists::marked_interface(settings, frame.ifindex()) else {
-        return Fate::Untouched;
-    };
-    if frame.is_tagged() {
-        return Fate::Untouched;
-    }
     let (to, packet) = match Packet::find(frame, interface.link_header) {
         Content::Other => return Fate::Untouched,
         Content::Unreadable(to) => (to, None),
@@ -293,16 +313,12 @@ fn original<'a>(socket: Socket) -> Option<&'a Endpoint> {
 /// receiver knows.
 #[inline(always)]
 pub fn leaves(frame: Frame) -> Fate {
-    let netns = pods::here();
-    let Some(settings) = pods::settings(netns) else {
+    let Some(Crossing {
+        netns, interface, ..
+    }) = Crossing::of(frame)
+    else {
         return Fate::Untouched;
     };
-    let Some(interface) = lists::marked_interface(settings, frame.ifindex()) else {
-        return Fate::Untouched;
-    };
-    if frame.is_tagged() {
-        return Fate::Untouched;
-    }
     let Content::Tcp(packet) = Packet::find(frame, interface.link_header) else {
         // None of the proxy's: those are whole, and their headers known.
         return Fate::Untouched;

@@ -28,6 +28,16 @@ impl Rules {
         self.text(Family::V6)
     }
 
+    /// The `mangle` table, the same for both families: it redirects nothing.
+    pub fn mangle(&self) -> String {
+        let rule = if self.drop_invalid {
+            "-A PREROUTING -m conntrack --ctstate INVALID -j DROP\n"
+        } else {
+            ""
+        };
+        format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rule}COMMIT\n")
+    }
+
     fn text(&self, family: Family) -> String {
         let nat = Nat {
             rules: self,

@@ -87,6 +87,8 @@ pub struct Rules {
     /// The tunnel port is captured inbound like any other, as before the tunnel
     /// was there.
     pub tunnel_inbound: bool,
+    /// `DROP_INVALID`
+    pub drop_invalid: bool,
 }
 
 impl Default for Rules {
@@ -113,6 +115,7 @@ impl Default for Rules {
             loopback: Ipv4Net::from(Ipv4Addr::LOCALHOST),
             hairpin: Hairpin::Spared,
             tunnel_inbound: false,
+            drop_invalid: false,
         }
     }
 }
