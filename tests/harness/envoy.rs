@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::{
@@ -66,9 +67,19 @@ impl Envoy {
     ///
     /// When the binary is missing or does not become ready.
     pub fn start(pod: &Pod) -> Self {
+        Self::start_with(pod, &config(pod))
+    }
+
+    /// The same with another configuration (YAML), whose admin port is the one
+    /// of the fixture.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with(pod: &Pod, config: &str) -> Self {
         let mut command = pod.netns().command(binary(), Owner::PROXY);
         command
-            .args(["--config-yaml", &config(pod)])
+            .args(["--config-yaml", config])
             .args(["--concurrency", &WORKERS.to_string()])
             // Neither shared memory nor a socket that outlives it.
             .arg("--disable-hot-restart")
@@ -97,6 +108,11 @@ impl Envoy {
                 .then_some(())
                 .ok_or_else(|| format!("{ready:?}"))
         });
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 
     /// Every counter and gauge, by name.
@@ -166,7 +182,8 @@ impl Envoy {
     }
 }
 
-fn config(pod: &Pod) -> String {
+/// The configuration of the sidecar of `pod`, in YAML.
+pub fn config(pod: &Pod) -> String {
     CONFIG
         .replace("SERVICE_IP", &SERVICE.ip().to_string())
         .replace("SERVICE_PORT", &SERVICE.port().to_string())

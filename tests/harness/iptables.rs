@@ -11,7 +11,25 @@ use crate::{
 ///
 /// When the kernel or the tool refuses them.
 pub fn restore(netns: &Netns, rules: &str) {
-    output_with_input(&mut netns.command("iptables-restore", Owner::ROOT), rules);
+    restore_with("iptables-restore", netns, rules);
+}
+
+/// The same with one of the tool's variants, such as `iptables-legacy-restore`.
+///
+/// # Panics
+///
+/// As [`restore`].
+pub fn restore_with(tool: &str, netns: &Netns, rules: &str) {
+    output_with_input(&mut netns.command(tool, Owner::ROOT), rules);
+}
+
+/// Loads rules in the language of `nft` into a namespace.
+///
+/// # Panics
+///
+/// As [`restore`].
+pub fn load_nft(netns: &Netns, rules: &str) {
+    output_with_input(netns.command("nft", Owner::ROOT).args(["-f", "-"]), rules);
 }
 
 /// The same in the language of `ip6tables-restore`.

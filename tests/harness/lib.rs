@@ -1,4 +1,4 @@
-//! The parts that integration tests and the demo are written with: a node and
+//! The parts that integration tests, demo and benchmark are written with: a node and
 //! its pods, as network namespaces of one machine, with real processes in them.
 //!
 //! ```text
@@ -49,8 +49,12 @@ pub mod uring;
 use std::sync::Once;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-// The integration tests use them, which have the dependencies of this package.
-use {rand as _, shunt_abi as _, shunt_istio_rules as _};
+// The integration tests and the benchmark use them, which have the dependencies
+// of this package.
+use {
+    anyhow as _, clap as _, hdrhistogram as _, plotters as _, rand as _, shunt_abi as _,
+    shunt_istio_rules as _,
+};
 
 pub use agent::{Agent, Splice};
 pub use blocked::Blocked;

@@ -4,6 +4,7 @@
 //! [`exec::Step`], so that a failure says what was being done, with which
 //! command, and what to do about it.
 
+mod bench;
 mod build;
 mod demo;
 mod env;
@@ -47,6 +48,8 @@ enum Task {
     Test(test::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
     Demo,
+    /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
+    Bench(bench::Arguments),
     /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies
     Lint,
     /// Print where things are, as NAME=value: what the tests get in their environment
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Build => build::command().map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::command(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),
+        Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
         Task::Lint => lint::command(),
         Task::Env => env::command().map(|()| ExitCode::SUCCESS),
     };

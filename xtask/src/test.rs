@@ -100,6 +100,11 @@ const RUNS: &[Run] = &[
         may_be_empty: true,
     },
     Run {
+        name: "the benchmark's own tests",
+        selection: &["--package", "shunt-tests", "--bin", "bench"],
+        may_be_empty: true,
+    },
+    Run {
         name: "the examples in the harness's documentation",
         selection: &["--package", "shunt-tests", "--doc"],
         may_be_empty: true,

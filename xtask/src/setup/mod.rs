@@ -27,6 +27,8 @@ pub(crate) enum Use {
     Build,
     /// Run the integration tests or the demo.
     Tests,
+    /// Run the benchmark, beside what the tests need.
+    Bench,
     /// Run the lints.
     Lint,
 }
@@ -208,6 +210,7 @@ fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) ->
         (For::Linker, matches!(linker, Linker::Unfit(_))),
         (For::Envoy, envoy),
         (For::Tests, uses.contains(&Use::Tests)),
+        (For::Bench, uses.contains(&Use::Bench)),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))

@@ -23,6 +23,8 @@ pub(crate) enum For {
     Envoy,
     /// The tests and the demo.
     Tests,
+    /// The benchmark.
+    Bench,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
 }
@@ -290,6 +292,12 @@ pub(crate) const TABLE: &[Package] = &[
         "bpftool",
         Sign::Program("bpftool"),
         "shows what is attached, and what the maps hold",
+    ),
+    package(
+        For::Bench,
+        "nftables",
+        Sign::Program("nft"),
+        "one of the ways that the benchmark compares with",
     ),
 ];
 

@@ -1,0 +1,113 @@
+//! The machine that a benchmark ran on.
+
+use std::{fmt, fs};
+
+use nix::sys::utsname;
+use serde::Serialize;
+
+/// What of a machine decides how fast it is.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) kernel: String,
+    pub(crate) processor: String,
+    pub(crate) processors: usize,
+    /// Memory, in MiB.
+    pub(crate) memory: u64,
+    /// Whether it says itself that it is a virtual machine.
+    pub(crate) is_virtual: bool,
+    /// How many tasks were ready to run, on average of the minute before.
+    pub(crate) load: String,
+}
+
+impl Machine {
+    /// This one.
+    pub(crate) fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let (cpuinfo, meminfo) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+        let unknown = || "unknown".to_owned();
+        Self {
+            kernel: utsname::uname().map_or_else(
+                |_| unknown(),
+                |name| name.release().to_string_lossy().into_owned(),
+            ),
+            processor: field(&cpuinfo, "model name").map_or_else(unknown, str::to_owned),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: field(&meminfo, "MemTotal").map_or(0, kibibytes) / 1024,
+            is_virtual: field(&cpuinfo, "flags")
+                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            load: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .map_or_else(unknown, str::to_owned),
+        }
+    }
+
+    /// One for tests.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self {
+            kernel: "6.18".to_owned(),
+            processor: "an abacus".to_owned(),
+            processors: 2,
+            memory: 1024,
+            is_virtual: true,
+            load: "0.00".to_owned(),
+        }
+    }
+}
+
+/// The value of the first line `NAME : VALUE`.
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim())
+    })
+}
+
+/// `12 kB` as 12; 0 when it is something else.
+pub(crate) fn kibibytes(text: &str) -> u64 {
+    let number = text.split(' ').next().unwrap_or_default();
+    number.parse().unwrap_or(0)
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kernel,
+            processor,
+            processors,
+            memory,
+            is_virtual,
+            load,
+        } = self;
+        let kind = if *is_virtual {
+            "a virtual machine with "
+        } else {
+            ""
+        };
+        write!(
+            f,
+            "Linux {kernel}, {kind}{processors} processors ({processor}), {memory} MiB; \
+             load before: {load}."
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "model\t\t: 85\nmodel name\t: Some Processor: fast\n";
+        assert_eq!(field(text, "model name"), Some("Some Processor: fast"));
+        assert_eq!(field(text, "name"), None);
+        assert_eq!(kibibytes("123 kB"), 123);
+        assert_eq!(kibibytes("many"), 0);
+    }
+
+    #[test]
+    fn a_virtual_machine_is_called_one() {
+        assert!(Machine::example().to_string().contains("virtual"));
+    }
+}

@@ -1,0 +1,278 @@
+//! What it costs everybody else, and whether it costs more when there is more
+//! of it.
+
+use std::{net::Ipv4Addr, time::Instant};
+
+use shunt::settings::Field;
+use shunt_tests::{
+    Agent, Netns, Node, Owner, Pod, Process, deadline::DEADLINE, interrupt::Interrupt,
+};
+
+use crate::{
+    Interrupted,
+    figures::{ENROL, OPEN_CALL, OPEN_CPU, OUTSIDE as CONNECT_OUTSIDE},
+    go_on,
+    load::{Done, Job, Latency},
+    proxy::OUTBOUND_PORT,
+    report::Report,
+    role::{self, Cores, Role, cpu_time, do_job, on_core},
+    rounds::{AT_ONCE, Effort, each, micro},
+    say,
+    world::{Way, bench_pod, many_connections, redirect},
+};
+
+/// The setting of a process outside the mesh.
+pub(crate) const OUTSIDE: &str = "outside the mesh";
+/// Its row on a node without an agent.
+pub(crate) const NO_AGENT: &str = "no agent";
+/// Its row on a node with so many enrolled pods.
+pub(crate) const PODS_1000: &str = "1,000 pods";
+/// The setting of connections while others are open.
+pub(crate) const OPEN: &str = "open connections";
+/// Its row with few of them.
+pub(crate) const OPEN_FEW: &str = "shunt, 10 open";
+/// Its row with many.
+pub(crate) const OPEN_MANY: &str = "shunt, 100,000 open";
+/// The setting of enrolling another pod.
+pub(crate) const ENROLLING: &str = "enrolling";
+/// Its row on a node with nine pods.
+pub(crate) const POD_10: &str = "10th pod";
+/// Its row on a node with 999 pods.
+pub(crate) const POD_1000: &str = "1,000th pod";
+
+/// Where the process outside the mesh calls.
+const PORT: u16 = 8080;
+
+/// A node with some enrolled pods and one process that is in none of them.
+struct Neighbour {
+    row: &'static str,
+    _server: Process,
+    agent: Option<Agent>,
+    /// All but the last are enrolled for good.
+    pods: Vec<Netns>,
+    outside: Netns,
+    _node: Node,
+}
+
+impl Neighbour {
+    /// `pods` is `None` where there is no agent at all.
+    fn start(row: &'static str, pods: Option<usize>, cores: Cores) -> Self {
+        say(format_args!("  {row}"));
+        let node = Node::new();
+        let outside = node.machine("outside");
+        many_connections(&outside);
+        let server = on_core(cores.client, || {
+            Role::Server(PORT).start(&outside, Owner::APP)
+        });
+        let agent = pods.and_then(|_| redirect(Way::Shunt(None), &node, &[]));
+        let number = pods.unwrap_or(0);
+        let pods: Vec<_> = (0..number).map(|_| node.machine("pod")).collect();
+        if let Some(agent) = &agent {
+            for pod in &pods {
+                enrol(agent, pod);
+            }
+        }
+        Self {
+            row,
+            _server: server,
+            agent,
+            pods,
+            outside,
+            _node: node,
+        }
+    }
+
+    fn connect(&self, cores: Cores, effort: &Effort, report: &mut Report) {
+        let job = Job::Connects {
+            to: (Ipv4Addr::LOCALHOST, PORT).into(),
+            rate: effort.rate,
+            time: effort.connects,
+        };
+        let took: Latency = on_core(cores.client, || do_job(&self.outside, &job));
+        report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, micro(took.call));
+    }
+
+    /// Enrols the last pod once more.
+    fn enrol_last(&self, row: &'static str, report: &mut Report) {
+        let (Some(agent), Some(last)) = (&self.agent, self.pods.last()) else {
+            return;
+        };
+        agent.unenroll(last);
+        let start = Instant::now();
+        enrol(agent, last);
+        report.add(ENROLLING, ENROL, row, start.elapsed().as_secs_f64() * 1e3);
+    }
+}
+
+/// With what `--mesh istio` stands for; without a process of the command line.
+fn enrol(agent: &Agent, pod: &Netns) {
+    let everything = "*".to_owned();
+    agent.enroll_written(
+        pod,
+        [
+            (Field::InboundInclude, everything.clone()),
+            (Field::InboundExclude, "15090,15021,15020".to_owned()),
+            (Field::OutboundInclude, everything),
+        ],
+    );
+}
+
+/// Measures connect() outside the mesh, and enrolling, beside few pods and many.
+pub(crate) fn neighbours(
+    outside: bool,
+    enrolling: bool,
+    effort: &Effort,
+    interrupt: &Interrupt,
+    report: &mut Report,
+) -> Result<(), Interrupted> {
+    let cores = Cores::choose();
+    say(format_args!("Setting up nodes with pods:"));
+    let mut nodes = Vec::new();
+    for (row, pods, needed) in [
+        (NO_AGENT, None, outside),
+        ("0 pods", Some(0), outside),
+        ("10 pods", Some(10), enrolling),
+        ("100 pods", Some(100), outside),
+        (PODS_1000, Some(1000), true),
+    ] {
+        go_on(interrupt)?;
+        if needed {
+            nodes.push(Neighbour::start(row, pods, cores));
+        }
+    }
+    for round in 0..effort.rounds {
+        for turn in 0..nodes.len() {
+            go_on(interrupt)?;
+            let node = &nodes[(round + turn) % nodes.len()];
+            if outside {
+                node.connect(cores, effort, report);
+            }
+            match node.pods.len() {
+                10 if enrolling => node.enrol_last(POD_10, report),
+                1000 if enrolling => node.enrol_last(POD_1000, report),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As many processes hold the two ends of all connections: one may not have
+/// that many files.
+const PROCESSES: u8 = 7;
+
+/// A pod with open connections of its application to its proxy, which is a
+/// server that answers by itself.
+struct Crowd {
+    row: &'static str,
+    _clients: Vec<Process>,
+    proxies: Vec<Process>,
+    _agent: Option<Agent>,
+    pod: Pod,
+    _node: Node,
+}
+
+impl Crowd {
+    fn start(row: &'static str, way: Way, open: usize, cores: Cores) -> Self {
+        say(format_args!("  {row}"));
+        let node = Node::new();
+        let pod = bench_pod(&node, "crowd");
+        for number in 0..PROCESSES {
+            let address = Self::source(number);
+            pod.netns().ip(&format!("addr add {address}/32 dev eth0\n"));
+        }
+        let agent = redirect(way, &node, &[&pod]);
+        let proxy = Role::Server(OUTBOUND_PORT);
+        let start = || proxy.start(pod.netns(), Owner::PROXY);
+        let proxies = on_core(cores.client, || (0..PROCESSES).map(|_| start()).collect());
+        // The first of them holds what is left over.
+        let (each, rest) = (open / usize::from(PROCESSES), open % usize::from(PROCESSES));
+        let clients: Vec<_> = (0..PROCESSES)
+            .map(|number| Self::hold(&pod, number, each + if number == 0 { rest } else { 0 }))
+            .collect();
+        for client in &clients {
+            client.wait_for_line(role::READY, DEADLINE);
+        }
+        Self {
+            row,
+            _clients: clients,
+            proxies,
+            _agent: agent,
+            pod,
+            _node: node,
+        }
+    }
+
+    /// Each process has an address of its own: one has not enough ports.
+    fn source(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, 1, number + 1)
+    }
+
+    fn hold(pod: &Pod, number: u8, count: usize) -> Process {
+        let job = Job::Hold {
+            to: Self::target(),
+            count,
+            from: Some(Self::source(number).into()),
+        };
+        Role::Client(job).spawn(pod.netns(), Owner::APP)
+    }
+
+    fn target() -> std::net::SocketAddr {
+        (Node::OUTSIDE, PORT).into()
+    }
+
+    fn measure(&self, cores: Cores, effort: &Effort, report: &mut Report) {
+        let to = Self::target();
+        let (time, rate) = (effort.connects, effort.rate);
+        let job = Job::Connects { to, rate, time };
+        let took: Latency = on_core(cores.client, || do_job(self.pod.netns(), &job));
+        report.add(OPEN, OPEN_CALL, self.row, micro(took.call));
+
+        let (time, threads) = (effort.flood, AT_ONCE);
+        let job = Job::Cycles { to, threads, time };
+        let before = self.cpu();
+        let done: Done = on_core(cores.client, || do_job(self.pod.netns(), &job));
+        let proxies = self.cpu().saturating_sub(before);
+        report.add(
+            OPEN,
+            OPEN_CPU,
+            self.row,
+            each(proxies, done.cpu, done.count),
+        );
+    }
+
+    fn cpu(&self) -> std::time::Duration {
+        let proxies = self.proxies.iter();
+        proxies.map(|proxy| cpu_time(proxy.pid())).sum()
+    }
+}
+
+/// Measures connections while few and many others are open.
+pub(crate) fn open(
+    effort: &Effort,
+    interrupt: &Interrupt,
+    report: &mut Report,
+) -> Result<(), Interrupted> {
+    const FEW: usize = 10;
+    const MANY: usize = 100_000;
+    let cores = Cores::choose();
+    let rules = Way::Iptables("iptables-nft-restore");
+    say(format_args!("Opening connections:"));
+    let mut crowds = Vec::new();
+    for (row, way, open) in [
+        (OPEN_FEW, Way::Shunt(None), FEW),
+        (OPEN_MANY, Way::Shunt(None), MANY),
+        ("iptables-nft, 10 open", rules, FEW),
+        ("iptables-nft, 100,000 open", rules, MANY),
+    ] {
+        go_on(interrupt)?;
+        crowds.push(Crowd::start(row, way, open, cores));
+    }
+    for round in 0..effort.rounds {
+        for turn in 0..crowds.len() {
+            go_on(interrupt)?;
+            crowds[(round + turn) % crowds.len()].measure(cores, effort, report);
+        }
+    }
+    Ok(())
+}

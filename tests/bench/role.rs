@@ -1,0 +1,191 @@
+//! The programs that stand in the pods: this binary, started once more in a
+//! role, so that each has CPU time of its own.
+
+use std::{io::Write, os::unix::process::CommandExt, process::Command, time::Duration};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::clock_getcpuclockid,
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use shunt_tests::{Netns, Owner, Process, command::output_of, deadline::DEADLINE};
+
+use crate::{
+    load::{self, Job},
+    proxy::{self, Routes},
+    server,
+};
+
+/// The first argument of a process that has a role; the second is the role.
+pub(crate) const ARGUMENT: &str = "role";
+
+/// What a process that has listened or connected says.
+pub(crate) const READY: &str = "ready";
+
+/// What such a process is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// The sidecar.
+    Proxy(Routes),
+    /// The application that is called, on this port.
+    Server(u16),
+    /// The application that calls.
+    Client(Job),
+}
+
+/// Plays the role that `json` describes.
+pub(crate) fn play(json: &str) -> anyhow::Result<()> {
+    match serde_json::from_str(json)? {
+        Role::Proxy(routes) => proxy::run(&routes)?,
+        Role::Server(port) => server::run(port)?,
+        Role::Client(job) => load::run(&job)?,
+    }
+    Ok(())
+}
+
+/// Tells whoever started this process something.
+#[expect(clippy::print_stdout, reason = "the other end of a pipe reads it")]
+pub(crate) fn tell(line: &str) {
+    println!("{line}");
+    // A reader that is gone ends this process by a signal anyway.
+    let _ = std::io::stdout().flush();
+}
+
+impl Role {
+    /// Starts a process in this role; it is ready when this returns.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub(crate) fn start(&self, netns: &Netns, owner: Owner) -> Process {
+        let process = self.spawn(netns, owner);
+        process.wait_for_line(READY, DEADLINE);
+        process
+    }
+
+    /// The same without waiting until it says that it is [`READY`].
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub(crate) fn spawn(&self, netns: &Netns, owner: Owner) -> Process {
+        let name = format!("{} of {}", self.name(), netns.purpose());
+        Process::spawn(&name, &mut self.command(netns, owner))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Proxy(_) => "the proxy",
+            Self::Server(_) => "the server",
+            Self::Client(_) => "the client",
+        }
+    }
+
+    fn command(&self, netns: &Netns, owner: Owner) -> Command {
+        let json = serde_json::to_string(self).expect("plain data");
+        // Not by its path: the owner need not be able to enter the directory.
+        let mut command = netns.command("/proc/self/exe", owner);
+        // Ctrl-C is for the process that started this one.
+        command.args([ARGUMENT, &json]).process_group(0);
+        command
+    }
+}
+
+/// Does `job` in `netns` as an application, and returns what it measured.
+///
+/// # Panics
+///
+/// When it fails.
+pub(crate) fn do_job<T: for<'a> Deserialize<'a>>(netns: &Netns, job: &Job) -> T {
+    let role = Role::Client(job.clone());
+    let mut command = role.command(netns, Owner::APP);
+    let output = if job.wants_precedence() {
+        with_precedence(|| output_of(&mut command))
+    } else {
+        output_of(&mut command)
+    };
+    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{job:?}: {error}: {output}"))
+}
+
+/// Runs `work`, whose child processes are not interrupted by ordinary ones: what
+/// a connect() wakes up runs after it, not in the middle of it.
+fn with_precedence<T>(work: impl FnOnce() -> T) -> T {
+    set_policy(libc::SCHED_FIFO, 1);
+    let done = work();
+    set_policy(libc::SCHED_OTHER, 0);
+    done
+}
+
+fn set_policy(policy: i32, priority: i32) {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the kernel reads the parameters, which outlive the call.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    Errno::result(done).unwrap_or_else(|error| {
+        panic!("cannot change the scheduling policy to {policy}: {error}; this needs root")
+    });
+}
+
+/// CPU time that a process has used, in user mode and in the kernel.
+///
+/// # Panics
+///
+/// When it has ended.
+pub(crate) fn cpu_time(pid: Pid) -> Duration {
+    clock_getcpuclockid(pid)
+        .and_then(nix::time::ClockId::now)
+        .map_or_else(
+            |error| panic!("process {pid} has no clock: {error}"),
+            Duration::from,
+        )
+}
+
+/// Two processors that the benchmark runs on: one for the pod that calls, one
+/// for the pod that is called. The same one twice where there are no two.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cores {
+    pub(crate) client: usize,
+    pub(crate) server: usize,
+}
+
+impl Cores {
+    /// The first two that this process may use.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not say which it may use.
+    pub(crate) fn choose() -> Self {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).expect("this process has processors");
+        let mut numbers = (0..CpuSet::count()).filter(|&number| allowed.is_set(number) == Ok(true));
+        let client = numbers.next().unwrap_or(0);
+        Self {
+            client,
+            server: numbers.next().unwrap_or(client),
+        }
+    }
+}
+
+/// Runs `work`, whose child processes keep to processor `core`.
+///
+/// # Panics
+///
+/// When the kernel refuses.
+pub(crate) fn on_core<T>(core: usize, work: impl FnOnce() -> T) -> T {
+    let this_thread = Pid::from_raw(0);
+    let pinned = || {
+        let before = sched_getaffinity(this_thread)?;
+        let mut only = CpuSet::new();
+        only.set(core)?;
+        sched_setaffinity(this_thread, &only)?;
+        Ok::<_, Errno>(before)
+    };
+    let before =
+        pinned().unwrap_or_else(|error| panic!("cannot keep to processor {core}: {error}"));
+    let done = work();
+    sched_setaffinity(this_thread, &before).expect("it could before");
+    done
+}
