@@ -4,9 +4,8 @@
 use std::net::SocketAddr;
 
 use shunt_tests::{
-    Agent, Envoy, Node, Outcome, Owner, Probe, Process, Responder, Source, bpf, connect_all,
-    deadline::DEADLINE, envoy, mesh::ISTIO_DEFAULTS, node::Stack, probe, probe_all,
-    responder::Families,
+    Agent, Envoy, Families, Node, Outcome, Owner, Probe, Process, Responder, Source, bpf,
+    connect_all, deadline::DEADLINE, envoy, mesh::ISTIO_DEFAULTS, node::Stack, probe, probe_all,
 };
 
 use crate::lab::{Lab, PORT};
