@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(types.offset("sock", "no_such_member"), None);
         assert_eq!(types.offset("no_such_structure", "sk_socket"), None);
         assert_eq!(types.offset("sock", "sk_backlog.no_such_member"), None);
-        assert!(types.offset("sock", "sk_backlog.rmem_alloc") > types.offset("sock", "sk_backlog"));
+        assert!(types.offset("sock", "sk_backlog.tail") > types.offset("sock", "sk_backlog"));
         assert_eq!(types.named("sock_flags", "SOCK_DEAD"), Some(0));
         assert_eq!(types.named("sock_flags", "no_such_name"), None);
     }

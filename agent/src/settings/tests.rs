@@ -257,6 +257,9 @@ const ROWS: &[Row] = &[
         "true",
         |s| s.tunnel_inbound = true,
     ),
+    ("", "--splice", "SHUNT_SPLICE", "between", |s| {
+        s.splice = Splice::Between
+    }),
 ];
 
 #[test]

@@ -70,6 +70,7 @@ pub(super) fn settle(
         )
     } else {
         let tried = Tried::with(offsets, btf);
+        tracing::debug!(took = ?tried.took, "splicing was tried out");
         let (mode, reason) = tried.settle(asked);
         (mode, reason, tried.trials)
     };
