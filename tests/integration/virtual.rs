@@ -9,7 +9,7 @@ use std::{
 
 use shunt_istio_rules::{Capture, Rules};
 use shunt_tests::{
-    Agent, Answer, Greeting, Netns, Node, Outcome, Owner, Pod, Probe, Responder, bpf,
+    Agent, Answer, Greeting, Netns, Node, Outcome, Owner, Pod, Probe, Responder, Source, bpf,
     command::output_of, connect_all, deadline::wait_until, iptables, probe::DEADLINE, probe_all,
 };
 use socket2::{Domain, SockRef, Socket, Type};
@@ -181,8 +181,11 @@ fn probes() -> Vec<Probe> {
 }
 
 fn answers(world: &World) -> Vec<String> {
-    let probes = probes();
-    let answers = probe_all(&world.machine, &probes);
+    answers_to(world, &probes())
+}
+
+fn answers_to(world: &World, probes: &[Probe]) -> Vec<String> {
+    let answers = probe_all(&world.machine, probes);
     let text = |(probe, answer): (&Probe, &Answer)| format!("{probe}: {}", seen(answer));
     probes.iter().zip(&answers).map(text).collect()
 }
@@ -203,12 +206,19 @@ fn a_machines_connections_reach_the_proxy_as_with_rules() {
     assert_eq!(enrolled.call((Node::OUTSIDE, 80)), "refused");
 }
 
+/// Each call is from a port of its own: where the machine uses one for several, the
+/// rules take what the programs send to another place for a destination.
 #[test]
 fn rules_and_agent_can_stand_in_one_pod() {
     let real = World::with_rules(&istio());
     let both = World::with_rules(&istio()).enrol(&SETTINGS);
     let _proxies = [real.proxy(), both.proxy()];
-    assert_eq!(answers(&real), answers(&both));
+    let probes: Vec<Probe> = probes()
+        .into_iter()
+        .zip(17_000..)
+        .map(|(probe, port)| probe.from(Source::Port(port)))
+        .collect();
+    assert_eq!(answers_to(&real, &probes), answers_to(&both, &probes));
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Run {
         tokio::select! {
             () = server.serve(node) => {}
             // Supervisors start the agent anew; its links are gone already.
-            () = watched.ended() => tracing::error!("the node's thread has ended"),
+            () = watched.has_ended() => tracing::error!("the node's thread has ended"),
             _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
             _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
         }

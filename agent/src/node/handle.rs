@@ -126,7 +126,7 @@ impl NodeHandle {
 
     /// Waits for the thread to end, which it does not do by itself: it has
     /// panicked.
-    pub async fn ended(&self) {
+    pub async fn has_ended(&self) {
         self.commands.closed().await;
     }
 
