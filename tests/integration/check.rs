@@ -74,6 +74,7 @@ fn this_machine_can_run_the_agent() {
         "bpffs",
         "cgroup v2",
         "features",
+        "splicing",
     ] {
         assert_eq!(level(&found, subject), "ok", "{subject}: {found:?}");
     }

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
-use crate::datapath::{self, Feature};
+use crate::{
+    datapath::{self, Feature},
+    settings::Splice,
+};
 
 /// The oldest kernel that has everything: `bpf_set_retval` in `sock_addr`
 /// programs came last (5.18).
@@ -161,6 +164,29 @@ fn listed(features: &[Feature]) -> String {
         format!("{kind}s {}", names.join(", "))
     });
     lists.collect::<Vec<_>>().join("; ")
+}
+
+/// How far connections can be spliced: tried out in a network namespace of its own,
+/// which is gone again afterwards.
+pub(super) fn splicing() -> Finding {
+    let subject = "splicing";
+    match datapath::try_out() {
+        Ok(tried) => {
+            let (mode, reason) = tried.strongest();
+            Finding::ok(
+                subject,
+                format!(
+                    "--splice auto would be {}: {reason}",
+                    Splice::from(mode).name()
+                ),
+            )
+        }
+        Err(error) => Finding::warning(
+            subject,
+            format!("it cannot be tried out: {error:#}"),
+            "run the agent with --splice off, which is the default",
+        ),
+    }
 }
 
 #[cfg(test)]

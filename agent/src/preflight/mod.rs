@@ -94,6 +94,7 @@ pub fn all(places: &Places) -> Vec<Finding> {
                 findings.extend(kernel::features());
                 findings.push(neighbours::on_cgroup(&root));
                 findings.push(neighbours::splicers());
+                findings.push(kernel::splicing());
             }
         }
         Err(finding) => findings.push(finding),
