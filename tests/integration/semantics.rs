@@ -16,7 +16,6 @@ mod moving;
 mod polling;
 mod reading;
 mod restarts;
-mod urgent;
 mod writing;
 
 use std::{
