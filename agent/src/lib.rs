@@ -9,11 +9,14 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod cli;
+pub mod cni;
 pub mod control;
 pub mod datapath;
 pub mod netns;
 pub mod network;
 pub mod node;
+pub mod observe;
+pub mod pods;
 pub mod preflight;
 pub mod settings;
 pub mod userns;

@@ -291,6 +291,7 @@ impl Agent {
             netns: netns.path(),
             resolvers: Vec::new(),
             settings: Settings::parse(&inputs).expect("settings that mean something"),
+            pod: None,
         }));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()

@@ -51,6 +51,7 @@ impl Enroll {
             netns: absolute(&self.netns)?,
             resolvers,
             settings: self.flags.settings(&process_env)?,
+            pod: None,
         };
         ask(socket, &Request::Enrol(Box::new(request))).map(drop)
     }

@@ -107,6 +107,7 @@ mod tests {
             netns: "/run/netns/a".into(),
             resolvers: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             settings,
+            pod: None,
         }));
         serde_json::to_value(request).expect("plain data")
     }

@@ -29,6 +29,7 @@ use crate::{
     datapath::{Datapath, PodProgram, Pods},
     netns::Netns,
     network::{self, MarkedInterfaces, Network, Nsid, Nsids, RouteTable},
+    pods::PodRef,
     settings::{Compiled, Enrolment, Settings, compile},
     userns::IdMaps,
 };
@@ -44,6 +45,9 @@ pub struct EnrolRequest {
     pub resolvers: Vec<IpAddr>,
     /// The settings.
     pub settings: Settings,
+    /// The pod whose namespace it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
 }
 
 /// A version of a pod's settings, as the maps hold it. All of it has a number of
@@ -58,6 +62,7 @@ struct Pod {
     path: PathBuf,
     settings: Settings,
     resolvers: Vec<IpAddr>,
+    pod: Option<PodRef>,
     version: Version,
     routes: RouteTable,
     /// What the kernel calls its namespace when it tells of changes.
@@ -159,6 +164,7 @@ impl Node {
                 path: request.netns,
                 settings: request.settings,
                 resolvers: request.resolvers,
+                pod: request.pod,
                 version,
                 routes: network.routes,
                 nsid,
@@ -374,6 +380,7 @@ impl Node {
                 cookie: *cookie,
                 settings: pod.settings.clone(),
                 resolvers: pod.resolvers.clone(),
+                pod: pod.pod.clone(),
                 counters: self.pods.counters(*cookie),
             })
             .collect();

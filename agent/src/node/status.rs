@@ -7,6 +7,7 @@ use shunt_abi::NetnsCookie;
 
 use crate::{
     datapath::{CounterReport, KernelObject, SpliceStatus},
+    pods::PodRef,
     settings::Settings,
 };
 
@@ -36,6 +37,9 @@ pub struct PodStatus {
     pub settings: Settings,
     /// The resolvers whose DNS is captured, when it is.
     pub resolvers: Vec<IpAddr>,
+    /// The pod whose namespace it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
     /// What the programs counted.
     pub counters: CounterReport,
 }

@@ -1,0 +1,1 @@
+//! The CNI plugin, and the agent's side of it.

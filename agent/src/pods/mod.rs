@@ -1,0 +1,15 @@
+//! The pods of this node that a mesh has given a sidecar.
+
+use serde::{Deserialize, Serialize};
+
+/// Which pod it is: its place in the API and its incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodRef {
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid: a pod that is rebuilt under the same name has another.
+    pub uid: String,
+}
