@@ -22,7 +22,20 @@ use nix::{
 /// Where maps are pinned unless told otherwise.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/shunt";
 
-/// The agent's directory. What the agent made it unmakes when it is dropped.
+/// The directory of the links that stay in force without an agent.
+pub const LINKS: &str = "links";
+
+/// How the directories of links begin that a later agent has put aside.
+pub const FORMER: &str = "former_";
+
+/// The directory of maps that are not in use yet.
+const NEW: &str = "new";
+
+/// What the mounts are called that shunt made, in /proc/mounts.
+const MOUNT_NAME: &str = "shunt";
+
+/// The agent's directory. What the agent made it unmakes when it is dropped, unless
+/// it is to [stay](Self::stay).
 #[derive(Debug)]
 pub struct PinDir {
     path: PathBuf,
@@ -32,6 +45,8 @@ pub struct PinDir {
     mounted: bool,
     /// There was nothing at `path` before.
     is_new: bool,
+    /// Everything in it outlives the agent.
+    stays: bool,
     /// Keeps other agents out: they would take these pins for stale ones. Given
     /// up by the kernel however the agent ends.
     lock: Option<Flock<File>>,
@@ -43,13 +58,18 @@ impl PinDir {
     /// ended, and its links with it. Those that are among `kept` are put aside
     /// instead, see [`left`](Self::left).
     ///
+    /// Where an agent left its links in force, one that is to do so, too, takes them
+    /// over with everything else that is there, which then stays, whatever happens.
+    ///
     /// # Errors
     ///
-    /// When the directory cannot be made, mounted or emptied.
+    /// When the directory cannot be made, mounted or emptied; when links are in force
+    /// and are not to be taken over.
     pub fn open(
         path: &Path,
         names: &'static [&'static str],
         kept: &'static [&'static str],
+        takes_over: bool,
     ) -> Result<Self> {
         let is_new = !path.exists();
         let made = fs::create_dir_all(path);
@@ -59,12 +79,13 @@ impl PinDir {
             kept,
             mounted: false,
             is_new,
+            stays: false,
             lock: None,
         };
         if made.is_err() || !is_bpffs(path)? {
             let at = dir.mount_point(made)?;
             mount(
-                Some("bpf"),
+                Some(MOUNT_NAME),
                 &at,
                 Some("bpf"),
                 MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
@@ -81,9 +102,99 @@ impl PinDir {
             fs::create_dir_all(path)
                 .with_context(|| format!("cannot make {} on the bpffs", path.display()))?;
         }
-        dir.lock = Some(lock(path)?);
+        let held = lock(path)?;
+        dir.stays = !link_dirs(path).is_empty();
+        if dir.stays && !takes_over {
+            bail!(
+                "an agent that ran with --persistent has left redirection in force at {}; \
+                 start with --persistent to take it over, or end it first with `shunt uninstall`",
+                path.display()
+            );
+        }
+        dir.lock = Some(held);
         dir.leave(dir.kept)?;
-        dir.clear()?;
+        if !dir.stays {
+            dir.clear()?;
+        }
+        Ok(dir)
+    }
+
+    /// Takes a directory that agents have left, to [remove](Self::uninstall) it;
+    /// `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When an agent still runs there, or it cannot be looked at.
+    pub fn take(
+        path: &Path,
+        names: &'static [&'static str],
+        kept: &'static [&'static str],
+    ) -> Result<Option<Self>> {
+        if !path.is_dir() || !is_bpffs(path)? {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            path: path.to_owned(),
+            names,
+            kept,
+            mounted: false,
+            is_new: false,
+            // Until it is taken away on purpose.
+            stays: true,
+            lock: Some(lock(path)?),
+        }))
+    }
+
+    /// Removes every pin and the directory, and a mount that shunt made for it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn uninstall(mut self) -> Result<()> {
+        self.clear()?;
+        for name in self.kept {
+            for pin in self.left(name) {
+                remove_file(&pin)?;
+            }
+        }
+        let path = self.path.clone();
+        // An open directory keeps its file system busy.
+        self.lock = None;
+        if is_own_mount(&path)? {
+            unmount(&path)?;
+        }
+        fs::remove_dir(&path)
+            .with_context(|| format!("cannot remove the directory {}", path.display()))?;
+        let Some(above) = path.parent() else {
+            return Ok(());
+        };
+        let is_empty = fs::read_dir(above).is_ok_and(|mut entries| entries.next().is_none());
+        if is_empty && is_own_mount(above)? {
+            unmount(above)?;
+        }
+        Ok(())
+    }
+
+    /// From now on everything in it outlives the agent, however that ends.
+    pub fn stay(&mut self) {
+        self.stays = true;
+    }
+
+    /// Whether something is in force in it that was left by a former agent.
+    pub fn is_in_force(&self) -> bool {
+        !link_dirs(&self.path).is_empty()
+    }
+
+    /// An empty directory for maps that are not in use yet.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn aside(&self) -> Result<PathBuf> {
+        let dir = self.path.join(NEW);
+        remove_dir(&dir)?;
+        fs::create_dir(&dir)
+            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
         Ok(dir)
     }
 
@@ -145,13 +256,16 @@ impl PinDir {
     }
 
     fn undo(&self) -> Result<()> {
+        if self.stays {
+            return remove_dir(&self.path.join(NEW));
+        }
         // Without the lock the pins are somebody else's, and so is the directory.
         let is_own = self.lock.is_some();
         if is_own {
             self.clear()?;
         }
         if self.mounted {
-            umount2(&self.path, MntFlags::MNT_DETACH)?;
+            unmount(&self.path)?;
         }
         let is_empty = self.kept.iter().all(|name| self.left(name).is_empty());
         if is_own && self.is_new && is_empty {
@@ -162,17 +276,69 @@ impl PinDir {
 
     fn clear(&self) -> Result<()> {
         for name in self.names {
-            let pin = self.pin(name);
-            match fs::remove_file(&pin) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error)
-                        .with_context(|| format!("cannot remove the pin {}", pin.display()));
-                }
-                Ok(()) | Err(_) => {}
-            }
+            remove_file(&self.pin(name))?;
         }
-        Ok(())
+        for dir in link_dirs(&self.path) {
+            remove_dir(&dir)?;
+        }
+        remove_dir(&self.path.join(NEW))
     }
+}
+
+/// The directories of links in the agents' directory.
+fn link_dirs(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    let has_links = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        name == LINKS || name.to_string_lossy().starts_with(FORMER)
+    };
+    let found = entries.filter_map(Result::ok).filter(has_links);
+    found.map(|entry| entry.path()).collect()
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    gone(fs::remove_file(path)).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Removes a directory with all that is in it, if it is there.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub(crate) fn remove_dir(path: &Path) -> Result<()> {
+    gone(fs::remove_dir_all(path)).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// What is not there needs no removal.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether shunt mounted a bpffs at `path`.
+fn is_own_mount(path: &Path) -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts")
+        .context("cannot read /proc/self/mounts; is /proc mounted?")?;
+    let found = mounts.lines().any(|line| {
+        let mut fields = line.split(' ');
+        (fields.next(), fields.next(), fields.next())
+            == (Some(MOUNT_NAME), path.to_str(), Some("bpf"))
+    });
+    Ok(found)
+}
+
+fn unmount(path: &Path) -> Result<()> {
+    umount2(path, MntFlags::MNT_DETACH)
+        .with_context(|| format!("cannot unmount the bpffs at {}", path.display()))
 }
 
 impl Drop for PinDir {

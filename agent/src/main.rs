@@ -11,6 +11,7 @@ use shunt::{
         explain::Explain,
         run::Run,
         status::StatusCommand,
+        uninstall::Uninstall,
     },
     control::DEFAULT_SOCKET,
 };
@@ -56,6 +57,7 @@ enum Command {
     Status(StatusCommand),
     Explain(Box<Explain>),
     Check(Check),
+    Uninstall(Uninstall),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Enroll(enroll) => enroll.run(socket),
         Command::Unenroll(unenroll) => unenroll.run(socket),
         Command::Status(status) => status.run(socket),
+        Command::Uninstall(uninstall) => uninstall.run(socket),
         Command::Explain(explain) => return explain.run(),
         Command::Check(check) => return check.run().unwrap_or_else(|e| shunt::cli::fail(&e)),
     };

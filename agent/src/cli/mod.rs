@@ -5,6 +5,7 @@ pub mod enroll;
 pub mod explain;
 pub mod run;
 pub mod status;
+pub mod uninstall;
 
 use std::{
     io::{ErrorKind, IsTerminal as _, Write as _},

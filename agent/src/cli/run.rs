@@ -17,9 +17,9 @@ use tokio::{
 use crate::{
     bpffs,
     control::Server,
-    datapath::{Datapath, Events, MapLimit, SpliceStatus},
+    datapath::{Afterwards, Datapath, Events, MapLimit, SpliceStatus},
     network::{Changes, Watch},
-    node::NodeHandle,
+    node::{DEFAULT_STATE_DIR, NodeHandle, Store},
     preflight,
     settings::Splice,
 };
@@ -54,9 +54,43 @@ pub struct Run {
         default_value = "off"
     )]
     splice: Splice,
+    #[command(flatten)]
+    persist: PersistFlags,
     /// Gives a map another size, for tests
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
     map_limit: Vec<MapLimit>,
+}
+
+/// What becomes of redirection when the agent ends.
+#[derive(Args, Clone, Debug)]
+pub struct PersistFlags {
+    /// Leaves redirection in force when the agent ends, however it ends; the next one
+    /// takes it over, and `shunt uninstall` ends it
+    #[arg(
+        long,
+        env = "SHUNT_PERSISTENT",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    persistent: bool,
+    /// Where enrolments are saved for the next agent, with --persistent
+    #[arg(
+        long,
+        env = "SHUNT_STATE_DIR",
+        value_name = "PATH",
+        default_value = DEFAULT_STATE_DIR
+    )]
+    state_dir: PathBuf,
+}
+
+impl PersistFlags {
+    /// What becomes of everything, and where enrolments are saved.
+    fn store(&self) -> Result<(Afterwards, Option<Store>)> {
+        if self.persistent {
+            Ok((Afterwards::Stays, Some(Store::open(&self.state_dir)?)))
+        } else {
+            Ok((Afterwards::Nothing, None))
+        }
+    }
 }
 
 impl Run {
@@ -64,7 +98,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// When it cannot start; then it leaves nothing behind.
+    /// When it cannot start; then it leaves nothing behind but what was in force
+    /// before.
     pub fn run(&self, socket: &Path) -> Result<()> {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -81,13 +116,20 @@ impl Run {
         raise_descriptor_limit()?;
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
-        let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
+        let (afterwards, store) = self.persist.store()?;
+        let mut datapath = Datapath::load(
+            &cgroup,
+            &self.bpffs,
+            &self.map_limit,
+            self.splice,
+            afterwards,
+        )?;
         log_splicing(datapath.splice_status());
         let events = datapath.events()?;
         let requests = Requests::of(events)?;
         let splice_requests = Requests::of(datapath.splice_requests()?)?;
         let networks = Watch::open()?;
-        let (node, thread) = NodeHandle::start(datapath)?;
+        let (node, thread) = NodeHandle::start(datapath, store).await?;
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
@@ -97,8 +139,8 @@ impl Run {
             () = server.serve(node) => {}
             // Supervisors start the agent anew; its links are gone already.
             () = watched.has_ended() => tracing::error!("the node's thread has ended"),
-            _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: detaching"),
+            _ = terminate.recv() => tracing::info!("SIGTERM: {}", afterwards.said()),
+            _ = interrupt.recv() => tracing::info!("SIGINT: {}", afterwards.said()),
         }
         // The last handles go, and with them the thread and the programs.
         drop(watched);

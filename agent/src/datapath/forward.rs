@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -9,24 +10,35 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        SchedClassifier, TcAttachType,
         tc::{
-            NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
+            NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+            qdisc_detach_program,
         },
     },
     util::KernelVersion,
 };
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nameindex};
 use shunt_abi::NetnsCookie;
 
-use super::{KernelObject, typed};
+use super::{
+    KernelObject,
+    link::{Link, Target},
+    links::{Links, Place, interface_name as pin_name},
+    typed,
+};
 use crate::netns::Netns;
 
-/// The programs, and what of an interface each of them sees.
-const PROGRAMS: [(&str, TcAttachType); 2] = [
-    ("shunt_leaves", TcAttachType::Egress),
-    ("shunt_arrives", TcAttachType::Ingress),
+/// The programs, what of an interface each of them sees, and the kernel's number of
+/// that hook (`BPF_TCX_EGRESS`, `BPF_TCX_INGRESS`).
+const PROGRAMS: [(&str, TcAttachType, u32); 2] = [
+    ("shunt_leaves", TcAttachType::Egress, 47),
+    ("shunt_arrives", TcAttachType::Ingress, 46),
 ];
+
+/// Where a filter stands among others; known, so that it can be replaced in one step.
+const FILTER_PRIORITY: u16 = 0x5348;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// The first kernel in which classifiers are attached as links.
 const FIRST_WITH_LINKS: KernelVersion = KernelVersion::new(6, 6, 0);
@@ -43,16 +55,30 @@ struct Attached {
     name: &'static str,
     interface: String,
     id: u32,
-    _hold: Hold,
+    hold: Hold,
 }
 
 /// What keeps a program on an interface.
 enum Hold {
-    /// A link: it goes when the agent goes, however it goes.
-    Link { _link: SchedClassifierLink },
+    /// A link: it goes when the agent goes, however it goes, or stays in any case.
+    Link(Link),
     /// A filter, before Linux 6.6. It has to be taken away in its namespace, and
     /// one that a killed agent left behind when the next one comes.
-    Filter { _filter: Filter },
+    Filter(Filter),
+}
+
+impl Attached {
+    /// Takes it away, whether it is to stay without the agent or not.
+    fn detach(self) {
+        match self.hold {
+            Hold::Link(link) => {
+                if let Err(error) = link.detach() {
+                    tracing::warn!("a program is left on {}: {error:#}", self.interface);
+                }
+            }
+            Hold::Filter(mut filter) => filter.stays = false,
+        }
+    }
 }
 
 /// A filter of an interface.
@@ -62,10 +88,15 @@ struct Filter {
     interface: String,
     name: &'static str,
     side: TcAttachType,
+    /// It outlives the agent.
+    stays: bool,
 }
 
 impl Drop for Filter {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let there = Netns::open(&self.netns).ok();
         // With the namespace or the interface its filters are gone as well.
         if let Some(netns) = there.filter(|netns| netns.cookie() == self.cookie) {
@@ -88,7 +119,12 @@ impl Forwarding {
 
     /// Lets go of the interfaces that are not wanted any more.
     pub(super) fn retain(&mut self, wanted: &BTreeSet<u32>) {
-        self.attached.retain(|index, _| wanted.contains(index));
+        let unwanted = self
+            .attached
+            .extract_if(.., |index, _| !wanted.contains(index));
+        unwanted
+            .flat_map(|(_, programs)| programs)
+            .for_each(Attached::detach);
     }
 
     /// Attaches the programs of `object` to the wanted interfaces that have none.
@@ -102,8 +138,9 @@ impl Forwarding {
         object: &mut Ebpf,
         netns: &Netns,
         wanted: &BTreeSet<u32>,
+        links: &Links,
     ) -> Result<()> {
-        for (name, _) in PROGRAMS {
+        for (name, ..) in PROGRAMS {
             program(object, name)?
                 .load()
                 .with_context(|| format!("the verifier does not take the program {name}"))?;
@@ -114,7 +151,10 @@ impl Forwarding {
             missing
                 .into_iter()
                 .filter_map(|index| Some((index, interface_name(index)?)))
-                .map(|(index, interface)| Ok((index, attach(object, netns, &interface)?)))
+                .map(|(index, interface)| {
+                    let programs = attach(object, netns, (index, &interface), links)?;
+                    Ok((index, programs))
+                })
                 .collect()
         })??;
         self.attached.extend(attached);
@@ -142,37 +182,36 @@ fn interface_name(index: u32) -> Option<String> {
 /// Attaches both programs to an interface of the calling thread's namespace,
 /// which is `netns`. What leaves comes first: an answer whose source is not put
 /// back is lost.
-fn attach(object: &mut Ebpf, netns: &Netns, interface: &str) -> Result<Vec<Attached>> {
+fn attach(
+    object: &mut Ebpf,
+    netns: &Netns,
+    (index, interface): (u32, &str),
+    links: &Links,
+) -> Result<Vec<Attached>> {
     let has_links = KernelVersion::current().is_ok_and(|version| version >= FIRST_WITH_LINKS);
     PROGRAMS
         .into_iter()
-        .map(|(name, side)| {
+        .map(|(name, side, attach_type)| {
             let program = program(object, name)?;
             let hold = if has_links {
-                hold_by_link(program, interface, side)
+                let place = Place {
+                    name: pin_name(name, netns.cookie(), index),
+                    target: Target::Interface(index),
+                    attach_type,
+                    is_entry: true,
+                };
+                links.hang(&place, program.fd()?.as_fd()).map(Hold::Link)
             } else {
-                hold_by_filter(program, netns, interface, name, side)
+                hold_by_filter(program, netns, interface, name, side, links.stay())
             };
             Ok(Attached {
                 name,
                 interface: interface.to_owned(),
                 id: program.info().context("cannot look at a program")?.id(),
-                _hold: hold.with_context(|| format!("cannot attach {name} to {interface}"))?,
+                hold: hold.with_context(|| format!("cannot attach {name} to {interface}"))?,
             })
         })
         .collect()
-}
-
-fn hold_by_link(
-    program: &mut SchedClassifier,
-    interface: &str,
-    side: TcAttachType,
-) -> Result<Hold> {
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let link = program.attach_with_options(interface, side, options)?;
-    Ok(Hold::Link {
-        _link: program.take_link(link)?,
-    })
 }
 
 fn hold_by_filter(
@@ -181,13 +220,21 @@ fn hold_by_filter(
     interface: &str,
     name: &'static str,
     side: TcAttachType,
+    stays: bool,
 ) -> Result<Hold> {
-    // Either fails where there is nothing to do: the queueing discipline is
-    // there, a filter is not. Where it matters attaching fails as well.
+    // It fails where there is nothing to do: the queueing discipline is there.
     let _ = qdisc_add_clsact(interface);
-    let _ = qdisc_detach_program(interface, side, name);
-    let options = TcAttachOptions::Netlink(NlOptions::default());
-    let link = program.attach_with_options(interface, side, options)?;
+    // In the place of that of a former agent, if there is one.
+    let former =
+        SchedClassifierLink::attached(interface, side, FILTER_PRIORITY, FILTER_HANDLE, None)?;
+    let link = program.attach_to_link(former).or_else(|_nothing_there| {
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: FILTER_PRIORITY,
+            handle: FILTER_HANDLE,
+            classid: None,
+        });
+        program.attach_with_options(interface, side, options)
+    })?;
     // Its own end would look for the interface in the agent's namespace.
     std::mem::forget(program.take_link(link)?);
     let filter = Filter {
@@ -196,8 +243,29 @@ fn hold_by_filter(
         interface: interface.to_owned(),
         name,
         side,
+        stays,
     };
-    Ok(Hold::Filter { _filter: filter })
+    Ok(Hold::Filter(filter))
+}
+
+/// Takes the filters away that former agents have left on the interfaces of a
+/// namespace.
+pub(super) fn remove_filters(netns: &Netns) {
+    let done = netns.within(|| {
+        let Ok(interfaces) = if_nameindex() else {
+            return;
+        };
+        for interface in &interfaces {
+            let interface = interface.name().to_string_lossy();
+            for (name, side, _) in PROGRAMS {
+                // It fails where there is none.
+                let _ = qdisc_detach_program(&interface, side, name);
+            }
+        }
+    });
+    if let Err(error) = done {
+        tracing::warn!("cannot look for filters: {error:#}");
+    }
 }
 
 fn program<'o>(object: &'o mut Ebpf, name: &str) -> Result<&'o mut SchedClassifier> {

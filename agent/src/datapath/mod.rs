@@ -2,6 +2,10 @@
 
 mod features;
 mod forward;
+mod hooks;
+mod layout;
+mod link;
+mod links;
 mod neighbours;
 mod offsets;
 mod pods;
@@ -9,8 +13,10 @@ mod readers;
 mod splice;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::Read as _,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -19,7 +25,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{CgroupAttachMode, Iter, Program, SkLookup, sk_lookup::SkLookupLink},
+    programs::{Iter, Program, SkLookup},
 };
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
@@ -30,7 +36,14 @@ pub use self::{
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use self::{offsets::KernelTypes, splice::Splicing};
+use self::{
+    hooks::HOOKS,
+    layout::TakenOver,
+    link::{Link, Target},
+    links::{Links, Place},
+    offsets::KernelTypes,
+    splice::Splicing,
+};
 use crate::{
     bpffs::PinDir,
     netns::Netns,
@@ -75,22 +88,11 @@ const KEPT_MAPS: &[&str] = &["RECEIVERS", "SPLICED", "SPLICE_STOP"];
 /// The maps that have a place for every spliced connection.
 const SPLICE_TABLES: &[&str] = &["ENDS", "RECEIVERS", "SPLICED"];
 
-/// The programs that hang on the cgroup root.
-const CGROUP_PROGRAMS: &[&str] = &[
-    "shunt_connect4",
-    "shunt_connect6",
-    "shunt_sendmsg4",
-    "shunt_sendmsg6",
-    "shunt_recvmsg4",
-    "shunt_recvmsg6",
-    "shunt_peername4",
-    "shunt_peername6",
-    "shunt_getsockopt",
-    "shunt_sock_ops",
-];
-
 /// The program that visits listeners.
 const LISTENER_PROGRAM: &str = "shunt_listeners";
+
+/// `BPF_SK_LOOKUP`
+const SK_LOOKUP: u32 = 36;
 
 /// A program or a map, as `bpftool` shows it.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -140,9 +142,35 @@ pub fn offsets_are_known() -> Result<()> {
     offsets::of_kernel(&KernelTypes::read()?).map(drop)
 }
 
-/// The loaded programs of the node. Dropping it detaches them.
+/// What becomes of everything when the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It goes.
+    Nothing,
+    /// It stays in force, until the next agent takes it over.
+    Stays,
+}
+
+impl Afterwards {
+    /// What the agent says of it when it ends.
+    pub const fn said(self) -> &'static str {
+        match self {
+            Self::Nothing => "detaching",
+            Self::Stays => "redirection stays in force",
+        }
+    }
+}
+
+/// The loaded programs of the node. Dropping it detaches them, unless they are to
+/// stay.
 pub struct Datapath {
     node: Ebpf,
+    links: Links,
+    /// Those of the node.
+    hung: Vec<Link>,
+    /// What a former agent left that is gone on with.
+    taken_over: Option<TakenOver>,
+    root: File,
     /// Loads the copies for the pods. Kept, because a new loader reads all of
     /// the kernel's BTF, which takes longer than everything else together.
     loader: EbpfLoader<'static>,
@@ -155,14 +183,22 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs and attaches them to the cgroup v2 directory `cgroup`;
-    /// the maps are pinned below `bpffs`. Splices as far as it is asked for and
-    /// this kernel does it safely.
+    /// Loads the programs that are for the cgroup v2 directory `cgroup`; the maps are
+    /// pinned below `bpffs`, and those of a former agent that left everything in force
+    /// are taken over where they are made alike. Splices as far as it is asked for and
+    /// this kernel does it safely. Nothing is in force before [`hang`](Self::hang).
     ///
     /// # Errors
     ///
-    /// When the kernel lacks something, or refuses; then nothing is left.
-    pub fn load(cgroup: &Path, bpffs: &Path, limits: &[MapLimit], splice: Splice) -> Result<Self> {
+    /// When the kernel lacks something, or refuses; then nothing is left but what was
+    /// in force before.
+    pub fn load(
+        cgroup: &Path,
+        bpffs: &Path,
+        limits: &[MapLimit],
+        splice: Splice,
+        afterwards: Afterwards,
+    ) -> Result<Self> {
         let types = KernelTypes::read()?;
         let offsets = offsets::of_kernel(&types)?;
         let splice_offsets = splice::of_kernel(&types);
@@ -171,16 +207,20 @@ impl Datapath {
         let splice_offsets = splice_offsets.unwrap_or_default();
         let root = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        let pins = PinDir::open(bpffs, MAPS, KEPT_MAPS)?;
+        let stays = afterwards == Afterwards::Stays;
+        let pins = PinDir::open(bpffs, MAPS, KEPT_MAPS, stays)?;
         splice::drain_left(&pins, splice_offsets);
-        let mut loader = loader(&pins, offsets);
+        let mut loader = loader(offsets);
         splice::prepare(&mut loader, splice_mode, splice_offsets);
         for limit in limits {
             loader.map_max_entries(limit.map, limit.entries);
         }
-        let node = loader
-            .load(NODE_OBJECT)
-            .context("the kernel does not take the maps of the node's programs")?;
+        let taken_over = match pins.is_in_force() {
+            true => Some(take_over(&mut loader, &pins)?),
+            false => None,
+        };
+        pin_maps(&mut loader, pins.path());
+        let node = node_object(&mut loader)?;
         // The others have nothing to relocate.
         loader.btf(None);
         let splicing = match splice_mode {
@@ -189,8 +229,16 @@ impl Datapath {
                 Some(Splicing::load(&mut loader, &btf)?)
             }
         };
+        let links = match afterwards {
+            Afterwards::Stays => Links::pinned(pins.path())?,
+            Afterwards::Nothing => Links::held(),
+        };
         let mut datapath = Self {
             node,
+            links,
+            hung: Vec::new(),
+            taken_over,
+            root,
             loader,
             cgroup: cgroup.to_owned(),
             splicing,
@@ -198,40 +246,118 @@ impl Datapath {
             splice_status,
             pins,
         };
-        for name in CGROUP_PROGRAMS {
-            datapath
-                .attach(name, &root)
-                .with_context(|| format!("cannot attach {name} to {}", cgroup.display()))?;
-        }
-        let visitor: &mut Iter = typed(datapath.program(LISTENER_PROGRAM)?)?;
-        visitor
-            .load("tcp", &btf)
-            .context("the kernel does not take the iterator over listeners")?;
+        datapath.load_programs(&btf)?;
         Ok(datapath)
     }
 
-    /// Loads one program of the node and hangs it on the cgroup, as a link:
-    /// others may hang theirs beside it, and it goes when the agent goes.
-    fn attach(&mut self, name: &str, cgroup: &File) -> Result<()> {
-        // A link takes no flags: the kernel reads it as "others may attach too".
-        let mode = CgroupAttachMode::Single;
-        let program = self.program(name)?;
-        if let Program::CgroupSockAddr(program) = program {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        } else if let Program::CgroupSockopt(program) = program {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        } else if let Program::SockOps(program) = program {
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        } else {
-            bail!(
-                "{name} is of type {:?}, which hangs on no cgroup",
-                program.prog_type()
-            );
+    /// Has the kernel verify every program, before the first is in force.
+    fn load_programs(&mut self, btf: &Btf) -> Result<()> {
+        for hook in &HOOKS {
+            load_hooked(self.program(hook.program)?)
+                .with_context(|| format!("the verifier does not take {}", hook.program))?;
+        }
+        let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
+        visitor
+            .load("tcp", btf)
+            .context("the kernel does not take the iterator over listeners")?;
+        if self.taken_over.is_some() {
+            // Of no namespace: the programs of the pods are still those of before.
+            lookup(&mut self.pod_object(&0)?)?;
         }
         Ok(())
+    }
+
+    /// Hangs the programs of the node on the cgroup, in the places of those of a
+    /// former agent: those with which connections begin, or all the others, which
+    /// have to be there first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn hang(&mut self, entries: bool) -> Result<()> {
+        for hook in HOOKS.iter().filter(|hook| hook.is_entry == entries) {
+            let program = self
+                .node
+                .program(hook.program)
+                .with_context(|| format!("the program {} is gone", hook.program))?;
+            let place = Place {
+                name: hook.program.to_owned(),
+                target: Target::Cgroup(&self.root),
+                attach_type: hook.number,
+                is_entry: hook.is_entry,
+            };
+            let link = self.links.hang(&place, program.fd()?.as_fd());
+            self.hung.push(link.with_context(|| {
+                format!(
+                    "cannot attach {} to {}",
+                    hook.program,
+                    self.cgroup.display()
+                )
+            })?);
+        }
+        Ok(())
+    }
+
+    /// What a former agent left that this one goes on with; `None` when nothing was
+    /// in force.
+    pub(crate) fn takes_over_settings(&self) -> bool {
+        self.taken_over.is_some_and(|taken| taken.settings)
+    }
+
+    /// Everything is in force: it stays, if it is to.
+    pub(crate) fn settle(&mut self) {
+        if self.links.stay() {
+            self.pins.stay();
+        }
+    }
+
+    /// Whether what is in force stays when the agent ends.
+    pub(crate) const fn stays(&self) -> bool {
+        self.links.stay()
+    }
+
+    /// The inode of the namespace whose inbound program a former agent has pinned,
+    /// while that namespace lives.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub(crate) fn pinned_netns(&self, cookie: NetnsCookie) -> Result<Option<u32>> {
+        self.links.netns_inode(cookie)
+    }
+
+    /// Leaves the inbound program of a namespace as a former agent left it. `false`
+    /// when the namespace is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(crate) fn keep(&self, cookie: NetnsCookie) -> Result<bool> {
+        self.links.keep(cookie)
+    }
+
+    /// Takes away what a former agent has pinned for other namespaces than these.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(crate) fn sweep(&self, namespaces: &BTreeSet<NetnsCookie>) -> Result<()> {
+        let of_node = HOOKS.iter().map(|hook| hook.program).collect();
+        self.links.sweep(&of_node, namespaces)
+    }
+
+    /// Whether programs of a former agent still follow the connections that it began.
+    pub(crate) fn has_former(&self) -> bool {
+        self.links.has_former()
+    }
+
+    /// Takes those programs away.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(crate) fn retire_former(&self) -> Result<()> {
+        self.links.retire()
     }
 
     fn program(&mut self, name: &str) -> Result<&mut Program> {
@@ -309,6 +435,10 @@ impl Datapath {
         let Some(splicing) = &mut self.splicing else {
             return Ok(());
         };
+        if self.links.stay() {
+            // It goes on without the agent, and the next one takes care of it.
+            return Ok(());
+        }
         if !splicing.stop()? {
             tracing::info!(
                 "somebody has not read everything that was spliced; \
@@ -330,29 +460,27 @@ impl Datapath {
         // The loader keeps what it is given: eight bytes for each pod.
         let cookie: &'static NetnsCookie = Box::leak(Box::new(netns.cookie()));
         let mut object = self.pod_object(cookie)?;
-        let program: &mut SkLookup = typed(
-            object
-                .program_mut("shunt_lookup")
-                .context("the embedded object lacks the program shunt_lookup")?,
-        )?;
-        program
-            .load()
-            .context("the verifier does not take the inbound program")?;
-        let link = program.attach(netns).with_context(|| {
+        let program = lookup(&mut object)?;
+        let place = Place {
+            name: links::lookup_name(netns.cookie()),
+            target: Target::Netns(netns.as_fd()),
+            attach_type: SK_LOOKUP,
+            is_entry: false,
+        };
+        // The link keeps the program, and the program its maps: the object's
+        // descriptors, a dozen for each pod, are not needed any longer.
+        let link = self.links.hang(&place, program.fd()?.as_fd());
+        let link = link.with_context(|| {
             format!(
                 "cannot attach the inbound program to {}",
                 netns.path().display()
             )
         })?;
-        let id = program.info().context("cannot look at the program")?.id();
-        // The link keeps the program, and the program its maps: the object's
-        // descriptors, a dozen for each pod, are not needed any longer.
-        let link = program.take_link(link).context("cannot keep the program")?;
         Ok(PodProgram {
-            id,
+            id: program.info().context("cannot look at the program")?.id(),
             cookie,
             forwarding: Forwarding::default(),
-            _link: link,
+            link,
         })
     }
 
@@ -372,7 +500,8 @@ impl Datapath {
         let wanted = network::virtual_ones(interfaces);
         if pod.forwarding.lacks(&wanted) {
             let mut object = self.pod_object(pod.cookie)?;
-            pod.forwarding.attach(&mut object, netns, &wanted)?;
+            pod.forwarding
+                .attach(&mut object, netns, &wanted, &self.links)?;
         }
         pod.forwarding.retain(&wanted);
         Ok(())
@@ -423,15 +552,16 @@ impl Datapath {
     }
 
     fn cgroup_programs(&self) -> Result<Vec<KernelObject>> {
-        CGROUP_PROGRAMS
+        HOOKS
             .iter()
-            .map(|name| {
+            .map(|hook| {
+                let name = hook.program;
                 let program = self
                     .node
                     .program(name)
                     .with_context(|| format!("the program {name} is gone"))?;
                 Ok(KernelObject {
-                    name: (*name).to_owned(),
+                    name: name.to_owned(),
                     id: program.info()?.id(),
                     attached_to: Some(self.cgroup.display().to_string()),
                 })
@@ -459,15 +589,24 @@ impl Datapath {
     }
 }
 
-/// The programs of one pod. Dropping it detaches them.
+/// The programs of one pod. Dropping it detaches them, unless they are to stay
+/// without the agent.
 pub struct PodProgram {
     id: u32,
     cookie: &'static NetnsCookie,
     forwarding: Forwarding,
-    _link: SkLookupLink,
+    link: Link,
 }
 
 impl PodProgram {
+    /// Detaches them, whether they are to stay or not.
+    pub fn detach(mut self) {
+        self.forwarding.retain(&BTreeSet::new());
+        if let Err(error) = self.link.detach() {
+            tracing::warn!("a program of a pod is left: {error:#}");
+        }
+    }
+
     /// The programs, as `bpftool` shows them.
     pub fn describe(&self, netns: &Path) -> Vec<KernelObject> {
         let lookup = KernelObject {
@@ -510,17 +649,98 @@ impl Events {
     }
 }
 
-/// A loader that finds or pins every map, and sets what the programs have to
-/// know of this kernel; pods' copies also have to be told their namespace.
-fn loader(pins: &PinDir, offsets: KernelOffsets) -> EbpfLoader<'static> {
+/// A loader that sets what the programs have to know of this kernel; pods' copies
+/// also have to be told their namespace.
+fn loader(offsets: KernelOffsets) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
-    for name in MAPS {
-        loader.map_pin_path(name, pins.pin(name));
-    }
     let offsets: &'static KernelOffsets = Box::leak(Box::new(offsets));
     loader.override_global("OFFSETS", offsets, true);
     loader.override_global("NETNS", &0_u64, true);
     loader
+}
+
+/// Has the loader find or pin every map in a directory.
+fn pin_maps(loader: &mut EbpfLoader<'static>, dir: &Path) {
+    for name in MAPS {
+        loader.map_pin_path(name, dir.join(name));
+    }
+}
+
+/// The programs of the node, none of them in the kernel yet, and their maps.
+fn node_object(loader: &mut EbpfLoader<'static>) -> Result<Ebpf> {
+    loader
+        .load(NODE_OBJECT)
+        .context("the kernel does not take the maps of the node's programs")
+}
+
+/// Goes on with the maps of a former agent, as far as they are made alike, and makes
+/// new ones for the rest.
+fn take_over(loader: &mut EbpfLoader<'static>, pins: &PinDir) -> Result<TakenOver> {
+    let made = pins.aside()?;
+    pin_maps(loader, &made);
+    node_object(loader)?;
+    let taken = layout::settle(pins.path(), &made, MAPS)?;
+    if !taken.connections {
+        links::put_aside(pins.path())?;
+    }
+    tracing::info!(
+        settings = taken.settings,
+        connections = taken.connections,
+        "takes over what a former agent has left in force"
+    );
+    Ok(taken)
+}
+
+/// Loads a program that hangs on a cgroup.
+fn load_hooked(program: &mut Program) -> Result<()> {
+    if let Program::CgroupSockAddr(program) = program {
+        program.load()?;
+    } else if let Program::CgroupSockopt(program) = program {
+        program.load()?;
+    } else if let Program::SockOps(program) = program {
+        program.load()?;
+    } else {
+        bail!(
+            "it is of type {:?}, which hangs on no cgroup",
+            program.prog_type()
+        );
+    }
+    Ok(())
+}
+
+/// The inbound program of a pod's object, loaded.
+fn lookup(object: &mut Ebpf) -> Result<&mut SkLookup> {
+    let program: &mut SkLookup = typed(
+        object
+            .program_mut("shunt_lookup")
+            .context("the embedded object lacks the program shunt_lookup")?,
+    )?;
+    program
+        .load()
+        .context("the verifier does not take the inbound program")?;
+    Ok(program)
+}
+
+/// Takes away everything that agents have left at `bpffs`, none of which runs any
+/// more. What was spliced and not read yet is waited for, up to a second.
+///
+/// # Errors
+///
+/// When an agent runs there, or the kernel refuses.
+pub fn uninstall(bpffs: &Path) -> Result<()> {
+    let Some(pins) = PinDir::take(bpffs, MAPS, KEPT_MAPS)? else {
+        return Ok(());
+    };
+    links::detach_all(pins.path())?;
+    pins.leave(KEPT_MAPS)?;
+    splice::drain_before_removal(&pins)?;
+    pins.uninstall()
+}
+
+/// Takes away the programs that hang on interfaces of a namespace without links
+/// (before Linux 6.6).
+pub fn remove_filters(netns: &Netns) {
+    forward::remove_filters(netns);
 }
 
 fn typed<'p, T>(program: &'p mut Program) -> Result<&'p mut T>

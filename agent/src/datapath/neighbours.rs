@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{ProgramInfo, loaded_programs};
 use nix::libc;
 
-use super::CGROUP_PROGRAMS;
+use super::hooks::{HOOKS, Hook};
 
 /// A program that is not this agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,21 +20,6 @@ pub struct Neighbour {
     pub id: u32,
 }
 
-/// The hooks that shunt uses, by the kernel's number (`enum bpf_attach_type`).
-const HOOKS: [(u32, &str); 10] = [
-    (10, "connect4"),
-    (11, "connect6"),
-    (14, "sendmsg4"),
-    (15, "sendmsg6"),
-    (19, "recvmsg4"),
-    (20, "recvmsg6"),
-    (29, "getpeername4"),
-    (30, "getpeername6"),
-    (21, "getsockopt"),
-    (3, "sock_ops"),
-];
-const _: () = assert!(HOOKS.len() == CGROUP_PROGRAMS.len());
-
 /// The programs that run on the sockets of a cgroup v2 directory, those of its
 /// parents included.
 ///
@@ -44,7 +29,10 @@ const _: () = assert!(HOOKS.len() == CGROUP_PROGRAMS.len());
 pub fn neighbours(cgroup: &Path) -> Result<Vec<Neighbour>> {
     let root = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
     let mut found = Vec::new();
-    for (number, hook) in HOOKS {
+    for Hook {
+        name: hook, number, ..
+    } in HOOKS
+    {
         let ids = attached(&root, number)
             .with_context(|| format!("the kernel does not say what hangs on {hook}"))?;
         found.extend(

@@ -1,6 +1,6 @@
 //! The maps of the pods: the agent is their only writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -13,8 +13,9 @@ use aya::{
 };
 use ipnet::IpNet;
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey,
-    NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
+    Addr, CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface,
+    InterfaceKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey,
+    SpliceCounters,
 };
 use shunt_decide::Rule;
 
@@ -203,6 +204,84 @@ impl Pods {
             list_set,
         };
         remove_missing(&mut table, interfaces, &MarkedInterfaces::new());
+    }
+
+    /// The newest version of settings of which anything is in the maps; 0 when there
+    /// is none.
+    pub fn newest_version(&self) -> u32 {
+        let settings = self.settings.iter().filter_map(Result::ok);
+        let ports = self.ports.keys().filter_map(Result::ok);
+        let cidrs = self.cidrs.keys().filter_map(Result::ok);
+        let interfaces = self.interfaces.keys().filter_map(Result::ok);
+        let versions = settings
+            .map(|(_, settings)| settings.list_set)
+            .chain(ports.map(|key| key.list_set))
+            .chain(cidrs.map(|key| key.data().list_set))
+            .chain(interfaces.map(|key| key.list_set));
+        versions.max().unwrap_or(0)
+    }
+
+    /// Removes what belongs to pods that are neither enrolled, with these routes, nor
+    /// `kept` as they are.
+    pub fn retain(
+        &mut self,
+        enrolled: &BTreeMap<NetnsCookie, &RouteTable>,
+        kept: &BTreeSet<NetnsCookie>,
+    ) {
+        let is_known = |pod: &NetnsCookie| enrolled.contains_key(pod) || kept.contains(pod);
+        let unknown = |keys: &mut dyn Iterator<Item = NetnsCookie>| -> Vec<NetnsCookie> {
+            keys.filter(|pod| !is_known(pod)).collect()
+        };
+        for pod in unknown(&mut self.settings.keys().filter_map(Result::ok)) {
+            self.take_out_of_force(pod);
+        }
+        for pod in unknown(&mut self.counters.keys().filter_map(Result::ok)) {
+            self.remove_counters(pod);
+        }
+        let wanted: HashSet<(u32, RouteKey)> = enrolled
+            .iter()
+            .flat_map(|(pod, routes)| routes.keys().map(|prefix| route_key(*pod, prefix)))
+            .collect();
+        let kept: HashSet<[u32; 2]> = kept
+            .iter()
+            .map(|pod| RouteKey::new(*pod, Addr::default()).cookie)
+            .collect();
+        let routes = self.routes.keys().filter_map(Result::ok);
+        let stale: Vec<_> = routes
+            .filter(|key| {
+                let route = key.data();
+                !wanted.contains(&(key.prefix_len(), route)) && !kept.contains(&route.cookie)
+            })
+            .collect();
+        for key in stale {
+            let _ = self.routes.remove(&key);
+        }
+    }
+
+    /// Removes the lists and interfaces of versions before this one that are not in
+    /// force.
+    pub fn remove_versions_before(&mut self, first: u32) {
+        let settings = self.settings.iter().filter_map(Result::ok);
+        let in_force: HashSet<u32> = settings.map(|(_, settings)| settings.list_set).collect();
+        let is_stale = |version: u32| version < first && !in_force.contains(&version);
+        let ports = self.ports.keys().filter_map(Result::ok);
+        for key in ports
+            .filter(|key| is_stale(key.list_set))
+            .collect::<Vec<_>>()
+        {
+            let _ = self.ports.remove(&key);
+        }
+        let cidrs = self.cidrs.keys().filter_map(Result::ok);
+        let stale: Vec<_> = cidrs.filter(|key| is_stale(key.data().list_set)).collect();
+        for key in stale {
+            let _ = self.cidrs.remove(&key);
+        }
+        let interfaces = self.interfaces.keys().filter_map(Result::ok);
+        let stale: Vec<_> = interfaces.filter(|key| is_stale(key.list_set)).collect();
+        for key in stale {
+            let _ = self.interfaces.remove(&key);
+        }
+        self.readers.note_freed();
     }
 
     /// Makes room for the counters of a pod, unless it has them.

@@ -24,6 +24,9 @@ impl Node {
         for cookie in concerned {
             self.follow_network(cookie, changes);
         }
+        if changes.missed || !changes.gone.is_empty() {
+            self.follow_kept();
+        }
     }
 
     /// Looks again at a pod that could not be looked at. Meanwhile it may have
@@ -135,7 +138,7 @@ impl Node {
 }
 
 /// Opens the namespace at `path`, if it is still that with this cookie.
-fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
+pub(super) fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
     let netns = Netns::open(path)?;
     if netns.cookie() != cookie {
         bail!("another namespace is at {} now", path.display());

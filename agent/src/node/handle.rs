@@ -9,7 +9,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{EnrolRequest, Node, Status, Version};
+use super::{EnrolRequest, Node, Status, Store, Version};
 use crate::{datapath::Datapath, network::Changes};
 
 /// How long a version of settings that is no longer in force stays in the maps: a
@@ -19,6 +19,14 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long after a failure a pod's network is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long after a failure a namespace is looked at again that a former agent has
+/// enrolled: all of /proc is searched for it.
+const RETRY_KEPT: Duration = Duration::from_secs(30);
+
+/// How long the programs of a former agent follow the connections that it began, when
+/// those of this one cannot: until a handshake is over, with four SYNs lost.
+const GRACE_OF_FORMER: Duration = Duration::from_secs(20);
 
 /// A request to the thread, with where to answer.
 pub(super) enum Command {
@@ -36,6 +44,12 @@ pub(super) enum Command {
     LookAgain(NetnsCookie),
     /// What was replaced, after its grace.
     Remove(Box<Version>),
+    /// This namespace of a former agent could not be looked at.
+    LookAtKept(NetnsCookie),
+    /// Versions of settings before this one are no longer in force.
+    Sweep(u32),
+    /// The connections of a former agent have been accepted.
+    Retire,
 }
 
 /// The way to the thread that owns the node.
@@ -45,23 +59,40 @@ pub struct NodeHandle {
 }
 
 impl NodeHandle {
-    /// Starts the thread. It ends, and detaches everything, when the last
-    /// handle is dropped.
+    /// Starts the thread, and puts the programs in force; what a former agent has
+    /// left in force is taken over with what is in `store`, which is there when
+    /// everything is to stay in force. The thread ends, and else detaches everything,
+    /// when the last handle is dropped.
     ///
     /// # Errors
     ///
-    /// When the datapath's maps are not to be had, or no thread or socket is.
-    pub fn start(datapath: Datapath) -> Result<(Self, thread::JoinHandle<()>)> {
+    /// When the datapath's maps are not to be had, or no thread or socket is, or the
+    /// kernel refuses the programs.
+    pub async fn start(
+        datapath: Datapath,
+        store: Option<Store>,
+    ) -> Result<(Self, thread::JoinHandle<()>)> {
         let (commands, inbox) = mpsc::channel(64);
         let timer = Timer {
             runtime: Handle::current(),
             commands: commands.downgrade(),
         };
-        let mut node = Node::new(datapath, timer)?;
+        let mut node = Node::new(datapath, store, timer)?;
+        let (report, begun) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("node".to_owned())
-            .spawn(move || node.serve(inbox))
+            .spawn(move || {
+                let begun = node.take_over();
+                let is_good = begun.is_ok();
+                let _ = report.send(begun);
+                if is_good {
+                    node.serve(inbox);
+                }
+            })
             .context("cannot start a thread")?;
+        begun
+            .await
+            .context("the node's thread has panicked; its log says where")??;
         Ok((Self { commands }, thread))
     }
 
@@ -157,6 +188,18 @@ impl Timer {
 
     pub(super) fn look_again(&self, cookie: NetnsCookie) {
         self.send_after(RETRY, Command::LookAgain(cookie));
+    }
+
+    pub(super) fn look_at_kept(&self, cookie: NetnsCookie) {
+        self.send_after(RETRY_KEPT, Command::LookAtKept(cookie));
+    }
+
+    pub(super) fn sweep_later(&self, first: u32) {
+        self.send_after(GRACE, Command::Sweep(first));
+    }
+
+    pub(super) fn retire_later(&self) {
+        self.send_after(GRACE_OF_FORMER, Command::Retire);
     }
 
     fn send_after(&self, wait: Duration, command: Command) {

@@ -4,8 +4,10 @@
 //! other, so nothing here needs a lock, and what the maps hold is what this
 //! thread wrote.
 
+mod adopt;
 mod follow;
 mod handle;
+mod saved;
 mod status;
 
 use std::{
@@ -20,9 +22,13 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::{NetnsCookie, PodSettings};
 use tokio::sync::mpsc;
 
-use self::handle::{Command, Timer};
+use self::{
+    adopt::Kept,
+    handle::{Command, Timer},
+};
 pub use self::{
     handle::NodeHandle,
+    saved::{DEFAULT_STATE_DIR, Store, remove_saved, saved_namespaces},
     status::{PodStatus, Status},
 };
 use crate::{
@@ -82,18 +88,24 @@ struct Node {
     datapath: Datapath,
     nsids: Nsids,
     enrolled: BTreeMap<NetnsCookie, Pod>,
+    /// Those of a former agent that cannot be looked at.
+    kept: BTreeMap<NetnsCookie, Kept>,
+    /// Where enrolments are saved that are to stay in force.
+    store: Option<Store>,
     /// How many versions of settings there have been: the number of the newest.
     list_sets: u32,
     timer: Timer,
 }
 
 impl Node {
-    fn new(mut datapath: Datapath, timer: Timer) -> Result<Self> {
+    fn new(mut datapath: Datapath, store: Option<Store>, timer: Timer) -> Result<Self> {
         Ok(Self {
             pods: datapath.pods()?,
             datapath,
             nsids: Nsids::open()?,
             enrolled: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            store,
             list_sets: 0,
             timer,
         })
@@ -119,6 +131,9 @@ impl Node {
                 Command::FollowNetworks(changes) => self.follow_networks(&changes),
                 Command::LookAgain(cookie) => self.look_again(cookie),
                 Command::Remove(version) => self.remove(&version),
+                Command::LookAtKept(cookie) => self.look_at_kept(cookie),
+                Command::Sweep(first) => self.pods.remove_versions_before(first),
+                Command::Retire => self.retire(),
             }
         }
         if let Err(error) = self.datapath.stop_splicing() {
@@ -132,25 +147,61 @@ impl Node {
         Ok(start.elapsed())
     }
 
+    /// Enrols a namespace. It is saved before anything is in force, for an agent that
+    /// may have to go on with it.
     fn enrol(&mut self, request: EnrolRequest) -> Result<()> {
         let netns = Netns::open(&request.netns)?;
         let cookie = netns.cookie();
         refuse_nodes_own(&netns)?;
+        let former = self.request(cookie);
+        if let Some(store) = &self.store {
+            store.save(cookie, &request)?;
+        }
+        let done = if self.kept.contains_key(&cookie) {
+            self.adopt(&netns, &request)
+        } else {
+            self.put_in_force(&netns, request)
+        };
+        if done.is_err() {
+            match (&self.store, former) {
+                (Some(store), Some(former)) => store.save(cookie, &former)?,
+                (Some(_), None) => self.unsave(cookie),
+                (None, _) => {}
+            }
+        }
+        done
+    }
+
+    /// How a namespace is enrolled.
+    fn request(&self, cookie: NetnsCookie) -> Option<EnrolRequest> {
+        if let Some(kept) = self.kept.get(&cookie) {
+            return kept.request.clone();
+        }
+        self.enrolled.get(&cookie).map(|pod| EnrolRequest {
+            netns: pod.path.clone(),
+            resolvers: pod.resolvers.clone(),
+            settings: pod.settings.clone(),
+            pod: pod.pod.clone(),
+        })
+    }
+
+    fn put_in_force(&mut self, netns: &Netns, request: EnrolRequest) -> Result<()> {
+        let cookie = netns.cookie();
         // From here on changes are reported; then it can be looked at.
-        let nsid = self.nsids.of(&netns)?;
-        let ids = IdMaps::of(&netns)?;
-        let network = Network::read_with_proxy_source(&netns, &request.settings)?;
+        let nsid = self.nsids.of(netns)?;
+        let ids = IdMaps::of(netns)?;
+        let network = Network::read_with_proxy_source(netns, &request.settings)?;
         self.forget_former(nsid, cookie);
         let version = self.next_version(&request, &network, &ids);
         let done = match self.enrolled.remove(&cookie) {
-            None => self.begin(&netns, &version, &network.routes),
-            Some(pod) => self.replace(&netns, pod, &version, &network.routes),
+            None => self.begin(netns, &version, &network.routes),
+            Some(pod) => self.replace(netns, pod, &version, &network.routes),
         };
         let program = match done {
             Ok(program) => program,
             Err(error) => {
                 if network.gave_proxy_source {
-                    network::take_proxy_source(&netns);
+                    network::take_proxy_source(netns);
                 }
                 // It may have been in force for a moment.
                 self.timer.remove_later(version);
@@ -158,23 +209,17 @@ impl Node {
             }
         };
         tracing::info!(netns = %request.netns.display(), cookie, "enrolled");
-        self.enrolled.insert(
-            cookie,
-            Pod {
-                path: request.netns,
-                settings: request.settings,
-                resolvers: request.resolvers,
-                pod: request.pod,
-                version,
-                routes: network.routes,
-                nsid,
-                complained: false,
-                looks_again: false,
-                listeners_missed: false,
-                program,
-            },
-        );
+        self.note(cookie, request, version, network.routes, nsid, program);
         Ok(())
+    }
+
+    /// Takes the programs of former agents away, whose connections have been accepted
+    /// by now.
+    fn retire(&self) {
+        match self.datapath.retire_former() {
+            Ok(()) => tracing::info!("the programs of the former agent are gone"),
+            Err(error) => tracing::warn!("programs of a former agent are left: {error:#}"),
+        }
     }
 
     /// Settings as the maps will hold them, under a new number.
@@ -214,9 +259,16 @@ impl Node {
             .and_then(|()| self.datapath.scan_listeners(netns))
             .and_then(|()| self.datapath.attach_pod(netns))
             .and_then(|mut program| {
-                self.datapath
-                    .follow_interfaces(netns, &mut program, &version.interfaces)?;
-                Ok(program)
+                let followed =
+                    self.datapath
+                        .follow_interfaces(netns, &mut program, &version.interfaces);
+                match followed {
+                    Ok(()) => Ok(program),
+                    Err(error) => {
+                        program.detach();
+                        Err(error)
+                    }
+                }
             });
         if done.is_err() {
             self.clear(cookie, routes);
@@ -318,13 +370,17 @@ impl Node {
     fn forget(&mut self, cookie: NetnsCookie) -> Option<PathBuf> {
         let pod = self.enrolled.remove(&cookie)?;
         self.clear(cookie, &pod.routes);
+        pod.program.detach();
         self.timer.remove_later(pod.version);
+        self.unsave(cookie);
         Some(pod.path)
     }
 
     fn unenrol(&mut self, path: &Path) -> Result<()> {
         let cookie = self.cookie_at(path)?;
-        self.forget(cookie);
+        if self.forget(cookie).is_none() {
+            self.drop_kept(cookie);
+        }
         tracing::info!(netns = %path.display(), cookie, "unenrolled");
         Ok(())
     }
@@ -334,13 +390,16 @@ impl Node {
     fn cookie_at(&self, path: &Path) -> Result<NetnsCookie> {
         let there = Netns::open(path).map(|netns| netns.cookie());
         if let Ok(cookie) = &there
-            && self.enrolled.contains_key(cookie)
+            && (self.enrolled.contains_key(cookie) || self.kept.contains_key(cookie))
         {
             return Ok(*cookie);
         }
         let former = self.enrolled.iter().find(|(_, pod)| pod.path == path);
-        match (former, there) {
-            (Some((cookie, _)), _) => Ok(*cookie),
+        let was_there = |kept: &Kept| matches!(&kept.request, Some(from) if from.netns == path);
+        let kept = self.kept.iter().find(|(_, kept)| was_there(kept));
+        let former = former.map(|(cookie, _)| *cookie);
+        match (former.or(kept.map(|(cookie, _)| *cookie)), there) {
+            (Some(cookie), _) => Ok(cookie),
             (None, Ok(_)) => bail!(
                 "{} is not enrolled; `shunt status` lists what is",
                 path.display()

@@ -3,13 +3,15 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    io::Read as _,
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use anyhow::{Context as _, Result};
 use aya::programs::{Iter, iter::IterLink};
 use nix::libc;
+
+use crate::datapath::link::{bpf, descriptor, raw};
 
 /// `BPF_LINK_CREATE`
 const LINK_CREATE: libc::c_long = 28;
@@ -76,12 +78,16 @@ pub(super) fn over_map(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<u8>> {
         info_len: size_of::<OverMap>() as u32,
         pad: 0,
     };
-    let link = bpf(LINK_CREATE, &create).context("cannot start an iterator over a map")?;
+    let link = bpf(LINK_CREATE, &create)
+        .map(descriptor)
+        .context("cannot start an iterator over a map")?;
     let create = IterCreate {
         link: raw(link.as_fd()),
         flags: 0,
     };
-    let iterator = bpf(ITER_CREATE, &create).context("cannot open an iterator over a map")?;
+    let iterator = bpf(ITER_CREATE, &create)
+        .map(descriptor)
+        .context("cannot open an iterator over a map")?;
     read(File::from(iterator))
 }
 
@@ -91,27 +97,4 @@ fn read(mut iterator: File) -> Result<Vec<u8>> {
         .read_to_end(&mut text)
         .context("an iterator failed")?;
     Ok(text)
-}
-
-fn raw(descriptor: BorrowedFd<'_>) -> u32 {
-    descriptor.as_raw_fd().unsigned_abs()
-}
-
-/// bpf(2), for the commands that give a descriptor.
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the attributes are those of the command, of that length, and what
-    // they point to outlives the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            size_of::<T>(),
-        )
-    };
-    match i32::try_from(done) {
-        // SAFETY: the kernel has just made it for this process.
-        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -18,8 +18,11 @@ use aya::{
 };
 use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
-use super::{SOCKET_MAPS, SPLICE_OBJECT, iterate};
-use crate::{bpffs::PinDir, datapath::typed};
+use super::{PATIENCE, SOCKET_MAPS, SPLICE_OBJECT, iterate, of_kernel};
+use crate::{
+    bpffs::PinDir,
+    datapath::{offsets::KernelTypes, typed},
+};
 
 /// How long the thread pauses between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -41,13 +44,32 @@ pub(in crate::datapath) fn drain_left(pins: &PinDir, offsets: SpliceOffsets) {
     let started = thread::Builder::new()
         .name("left".to_owned())
         .spawn(move || {
-            if let Err(error) = drain(maps, offsets) {
+            if let Err(error) = drain(maps, offsets, None) {
                 tracing::warn!("cannot look after the sockets of a former agent: {error:#}");
             }
         });
     if let Err(error) = started {
         tracing::warn!("cannot start a thread: {error}");
     }
+}
+
+/// Has what still goes through maps that were left sent by TCP, and waits until it is
+/// read, for a second at most: the maps are about to be removed.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(in crate::datapath) fn drain_before_removal(pins: &PinDir) -> Result<()> {
+    for stop in pins.left("SPLICE_STOP") {
+        stop_senders(&stop)?;
+    }
+    let mut maps: Vec<PathBuf> = SOCKET_MAPS.iter().flat_map(|map| pins.left(map)).collect();
+    maps.retain(|pin| !is_empty(pin));
+    if maps.is_empty() {
+        return Ok(());
+    }
+    let offsets = of_kernel(&KernelTypes::read()?)?;
+    drain(maps, offsets, Some(Instant::now() + PATIENCE))
 }
 
 fn stop_senders(pin: &Path) -> Result<()> {
@@ -67,7 +89,7 @@ fn remove(pin: &Path) -> Result<()> {
     fs::remove_file(pin).with_context(|| format!("cannot remove the pin {}", pin.display()))
 }
 
-fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets) -> Result<()> {
+fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>) -> Result<()> {
     let mut object = private(offsets)?;
     let iterator: &mut Iter = typed(
         object
@@ -75,7 +97,7 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets) -> Result<()> {
             .context("the embedded object lacks a program")?,
     )?;
     iterator.load("sockmap", &Btf::from_sys_fs()?)?;
-    while !maps.is_empty() {
+    while !maps.is_empty() && until.is_none_or(|until| Instant::now() < until) {
         // First: who has just decided over a message has passed it on by then.
         thread::sleep(PAUSE);
         let mut kept = Vec::new();

@@ -21,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
 pub use self::selftest::{Trial, Tried, try_out};
-pub(super) use self::{left::drain_left, offsets::of_kernel};
+pub(super) use self::{
+    left::{drain_before_removal, drain_left},
+    offsets::of_kernel,
+};
 use super::{KernelObject, SPLICE_TABLES, typed};
 use crate::settings::Splice;
 
