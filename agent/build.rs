@@ -27,6 +27,11 @@ fn main() -> Result<()> {
     let programs = Package {
         name: "shunt-programs",
         root_dir: "../ebpf/programs",
+        features: if cfg!(feature = "other-layout") {
+            &["other-layout"]
+        } else {
+            &[]
+        },
         ..Package::default()
     };
     build_ebpf([programs], Toolchain::Custom(&toolchain))

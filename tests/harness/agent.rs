@@ -32,6 +32,24 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The same with another layout of maps, for upgrades: `SHUNT_OTHER_BIN`, or the one
+/// that `cargo xtask test` builds.
+///
+/// # Panics
+///
+/// When there is none.
+pub fn other_binary() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/shunt-other");
+    let path = std::env::var_os("SHUNT_OTHER_BIN").map_or(built, PathBuf::from);
+    assert!(
+        path.is_file(),
+        "there is no agent with another layout at {}: `cargo xtask test` makes it, or \
+         SHUNT_OTHER_BIN says where it is",
+        path.display()
+    );
+    path
+}
+
 /// What one call of the command line tool gave.
 #[derive(Clone, Debug)]
 pub struct Ran {
@@ -102,13 +120,36 @@ impl Place {
         self.mount_point().join("shunt")
     }
 
+    /// Where the agent saves enrolments.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The directory of everything that is here.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn mount_point(&self) -> PathBuf {
         self.directory.path().join("bpffs")
     }
 
+    /// The command that takes away what agents have left here.
+    pub fn uninstall_command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--socket").arg(self.socket());
+        command.arg("uninstall").arg("--bpffs").arg(self.bpffs());
+        command.arg("--state-dir").arg(self.state_dir());
+        command
+    }
+
     /// The command that starts an agent here.
     pub fn run_command(&self) -> Command {
-        let mut command = node_command(binary());
+        self.run_command_of(&binary())
+    }
+
+    fn run_command_of(&self, binary: &Path) -> Command {
+        let mut command = node_command(binary);
         command
             .arg("run")
             .arg("--socket")
@@ -218,7 +259,24 @@ impl Agent {
     pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments);
-        let process = Process::spawn("shunt run", &mut command);
+        Self::spawn(place, &mut command)
+    }
+
+    /// The same of another binary; what it has in force stays when it ends.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_persistent(place: Place, binary: &Path, arguments: &[&str]) -> Self {
+        let mut command = place.run_command_of(binary);
+        command.arg("--persistent");
+        command.arg("--state-dir").arg(place.state_dir());
+        command.args(arguments);
+        Self::spawn(place, &mut command)
+    }
+
+    fn spawn(place: Place, command: &mut Command) -> Self {
+        let process = Process::spawn("shunt run", command);
         process.wait_for_line("ready", DEADLINE);
         Self { process, place }
     }

@@ -33,7 +33,7 @@ pub fn temp_dir(purpose: &str) -> tempfile::TempDir {
 /// Removes what killed processes left behind.
 pub(crate) fn sweep() {
     // Programs are detached with the agent (it dies with the test that started
-    // it), so only names remain.
+    // it), or with the file system that they are pinned in, so only names remain.
     for path in orphans(&std::env::temp_dir()) {
         // Not a mount point in most cases.
         let _ = nix::mount::umount(&path.join("bpffs"));

@@ -23,5 +23,6 @@ mod programs;
 mod scale;
 mod sockets;
 mod splice;
+mod upgrade;
 mod userns;
 mod r#virtual;

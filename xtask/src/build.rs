@@ -1,6 +1,8 @@
 //! `cargo xtask build`: the agent, with the BPF programs inside.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context as _, Result};
 
 use crate::{
     exec::Step,
@@ -18,6 +20,25 @@ pub(crate) fn command() -> Result<()> {
 /// Builds the agent for release.
 pub(crate) fn agent() -> Result<()> {
     release(&["--package", "shunt", "--bin", "shunt"])
+}
+
+/// Builds the agent with another layout of maps, for the tests of upgrades, and keeps it
+/// at [`paths::other_agent`]. cargo puts both in one place: this one has to be first.
+pub(crate) fn other_agent() -> Result<()> {
+    release(&[
+        "--package",
+        "shunt",
+        "--bin",
+        "shunt",
+        "--features",
+        "other-layout",
+    ])?;
+    let (built, kept) = (paths::release("shunt"), paths::other_agent());
+    // A program that runs cannot be written to, but replaced.
+    let aside = kept.with_extension("new");
+    fs::copy(&built, &aside)
+        .and_then(|_| fs::rename(&aside, &kept))
+        .with_context(|| format!("keeping {} as {}", built.display(), kept.display()))
 }
 
 /// Builds what `selection` selects, for release.

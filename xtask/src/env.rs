@@ -15,9 +15,10 @@ pub(crate) fn command() -> Result<()> {
 }
 
 /// What the tests and the demo learn by their environment.
-fn for_tests() -> Result<[(&'static str, PathBuf); 2]> {
+fn for_tests() -> Result<[(&'static str, PathBuf); 3]> {
     Ok([
         ("SHUNT_BIN", paths::release("shunt")),
+        ("SHUNT_OTHER_BIN", paths::other_agent()),
         (setup::ENVOY_VARIABLE, setup::envoy()?),
     ])
 }

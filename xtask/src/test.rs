@@ -40,6 +40,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         "the tests need root because they make network namespaces, load BPF programs and iptables rules",
     )?;
     setup::ensure(&[Use::Build, Use::Tests])?;
+    build::other_agent()?;
     build::agent()?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
     say(format!(

@@ -45,7 +45,7 @@ use self::{
     splice::Splicing,
 };
 use crate::{
-    bpffs::PinDir,
+    bpffs::{PinDir, remove_dir},
     netns::Netns,
     network::{self, MarkedInterfaces},
     settings::Splice,
@@ -680,6 +680,7 @@ fn take_over(loader: &mut EbpfLoader<'static>, pins: &PinDir) -> Result<TakenOve
     pin_maps(loader, &made);
     node_object(loader)?;
     let taken = layout::settle(pins.path(), &made, MAPS)?;
+    remove_dir(&made)?;
     if !taken.connections {
         links::put_aside(pins.path())?;
     }

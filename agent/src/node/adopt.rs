@@ -68,8 +68,10 @@ impl Node {
         }
         self.datapath.hang(true)?;
         self.datapath.settle();
-        self.sweep();
-        self.timer.sweep_later(first);
+        if self.datapath.stays() {
+            self.sweep();
+            self.timer.sweep_later(first);
+        }
         if self.datapath.has_former() {
             self.timer.retire_later();
         }
@@ -286,9 +288,6 @@ impl Node {
     /// Removes from the maps and from the pins what belongs to no namespace that is
     /// enrolled or kept.
     fn sweep(&mut self) {
-        if !self.datapath.stays() {
-            return;
-        }
         let routes: BTreeMap<NetnsCookie, &RouteTable> = self
             .enrolled
             .iter()

@@ -1,7 +1,7 @@
 use crate::Endpoint;
 
 /// How many questions that wait for an answer one socket remembers.
-pub const QUESTION_SLOTS: usize = 8;
+pub const QUESTION_SLOTS: usize = if cfg!(feature = "other-layout") { 4 } else { 8 };
 
 /// How long a question is waited for when another one follows, in nanoseconds.
 /// Resolvers retry after a second or more.

@@ -1,7 +1,11 @@
 use crate::SpliceMode;
 
 /// How many uids, and how many gids, may own a proxy (`-u`, `-g`).
-pub const MAX_OWNERS: usize = 16;
+pub const MAX_OWNERS: usize = if cfg!(feature = "other-layout") {
+    8
+} else {
+    16
+};
 
 /// How many gids an owner-group list may have
 /// (`ISTIO_OUTBOUND_OWNER_GROUPS`; Istio has the same limit).

@@ -2,8 +2,8 @@
 
 use crate::{
     Addr, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey, Sender,
-    SpliceCounters, SpliceOffsets,
+    KernelOffsets, ListenerKey, MAX_OWNERS, PodSettings, PortChunk, PortChunkKey, Route, RouteKey,
+    Sender, SpliceCounters, SpliceOffsets,
 };
 
 macro_rules! pod {
@@ -53,7 +53,7 @@ const _: () = {
     assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<KernelOffsets>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
-    assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 7 + 16 + 16 + 64));
+    assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 7 + 2 * MAX_OWNERS + 64));
     assert!(size_of::<PortChunk>() == 512);
     assert!(size_of::<PortChunkKey>() == 8);
     assert!(size_of::<Route>() == 24);
