@@ -168,7 +168,11 @@ impl PinDir {
         let Some(above) = path.parent() else {
             return Ok(());
         };
-        let is_empty = fs::read_dir(above).is_ok_and(|mut entries| entries.next().is_none());
+        // The kernel's own files there have a dot in their names, and nobody else's.
+        let is_kernels = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().contains('.'))
+        };
+        let is_empty = fs::read_dir(above).is_ok_and(|mut entries| entries.all(is_kernels));
         if is_empty && is_own_mount(above)? {
             unmount(above)?;
         }
