@@ -94,7 +94,7 @@ impl Run {
         announce(socket, &cgroup);
         let watched = node.clone();
         tokio::select! {
-            () = server.serve(node) => {}
+            () = server.serve(node, None) => {}
             // Supervisors start the agent anew; its links are gone already.
             () = watched.has_ended() => tracing::error!("the node's thread has ended"),
             _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
