@@ -48,6 +48,7 @@ pub struct CniDirs {
 
 /// How the agent keeps the plugin on the node.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "CNI plugin, with --kubernetes")]
 pub struct CniFlags {
     /// The directories
     #[command(flatten)]
@@ -94,36 +95,34 @@ pub enum Put {
 /// How long after a failure the next try is made, if nothing changes before.
 const RETRY: Duration = Duration::from_secs(10);
 
-impl Installation {
-    /// What these flags ask for, with the agent at `socket`.
+impl CniFlags {
+    /// What these flags ask for, with the agent at `socket`; nothing with `--no-cni`.
     ///
     /// # Errors
     ///
-    /// When there is no plugin to install, or a path cannot be written in JSON.
-    pub fn new(flags: &CniFlags, socket: &Path) -> Result<Self> {
-        let plugin = match &flags.cni_plugin {
+    /// When a path cannot be told, or cannot be written in JSON.
+    pub fn installation(&self, socket: &Path) -> Result<Option<Installation>> {
+        if self.no_cni {
+            return Ok(None);
+        }
+        let plugin = match &self.cni_plugin {
             Some(path) => path.clone(),
             None => std::env::current_exe()
                 .context("cannot tell where this program is; name the plugin with --cni-plugin")?
                 .with_file_name(TYPE),
         };
-        if !plugin.is_file() {
-            bail!(
-                "there is no CNI plugin at {}; name it with --cni-plugin, or leave the node's \
-                 plugins alone with --no-cni",
-                plugin.display()
-            );
-        }
-        let socket = flags.cni_socket.as_deref().unwrap_or(socket);
+        let socket = self.cni_socket.as_deref().unwrap_or(socket);
         let socket = std::path::absolute(socket).context("cannot tell where the socket is")?;
-        Ok(Self {
-            dirs: flags.dirs.clone(),
+        Ok(Some(Installation {
+            dirs: self.dirs.clone(),
             plugin,
-            entry: entry(&socket, &flags.kubelet_dir)
+            entry: entry(&socket, &self.kubelet_dir)
                 .context("cannot write the plugin's entry in the list")?,
-        })
+        }))
     }
+}
 
+impl Installation {
     /// Puts the plugin where it is missing: first the binary, then the entry that has the
     /// runtime call it.
     ///
@@ -148,7 +147,12 @@ impl Installation {
 
     fn put_binary(&self) -> Result<()> {
         let shown = self.plugin.display();
-        let own = fs::read(&self.plugin).with_context(|| format!("cannot read {shown}"))?;
+        let own = fs::read(&self.plugin).with_context(|| {
+            format!(
+                "cannot read the CNI plugin {shown}; name it with --cni-plugin, or leave the \
+                 node's plugins alone with --no-cni"
+            )
+        })?;
         let place = self.dirs.cni_bin_dir.join(TYPE);
         let is_there = fs::read(&place).is_ok_and(|there| there == own)
             && fs::metadata(&place).is_ok_and(|found| found.permissions().mode() & 0o111 == 0o111);
@@ -464,9 +468,9 @@ mod tests {
                 kubelet_dir: DEFAULT_KUBELET_DIR.into(),
                 no_cni: false,
             };
-            let installation = Installation::new(&flags, &place("shunt.sock"));
+            let installation = flags.installation(&place("shunt.sock"));
             Self {
-                installation: installation.expect("there is a plugin"),
+                installation: installation.expect("it is UTF-8").expect("it is asked for"),
                 root,
             }
         }

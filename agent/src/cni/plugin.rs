@@ -356,13 +356,10 @@ fn settle(config: &Config<'_>, pod: &PodRef, request: CniRequest) -> Result<()> 
 
 /// What kubelet shows of a pod that is held up.
 fn waits(pod: &PodRef, because: &str, agent: &str) -> Refusal {
-    let PodRef {
-        namespace, name, ..
-    } = pod;
     Refusal::new(
         Code::TryAgain,
         format!(
-            "shunt: {namespace}/{name} waits for the node's shunt agent, so as not to run \
+            "shunt: {pod} waits for the node's shunt agent, so as not to run \
              without redirection; {because}. Look at the shunt pod of this node; kubelet tries \
              again by itself"
         ),
@@ -371,13 +368,10 @@ fn waits(pod: &PodRef, because: &str, agent: &str) -> Refusal {
 }
 
 fn failed(pod: &PodRef, why: &str) -> Refusal {
-    let PodRef {
-        namespace, name, ..
-    } = pod;
     Refusal::new(
         Code::Agent,
         format!(
-            "shunt: the agent cannot redirect {namespace}/{name}, and the mesh has given it a \
+            "shunt: the agent cannot redirect {pod}, and the mesh has given it a \
              sidecar: {why}"
         ),
     )

@@ -16,7 +16,7 @@ use crate::{
     control::Reply,
     netns::Netns,
     node::{EnrolRequest, NodeHandle},
-    pods::{PodRef, Wanted},
+    pods::{PodRef, PodsHandle, Wanted},
 };
 
 /// How long it may take to tell whether a pod is to be redirected. The plugin waits longer
@@ -31,6 +31,12 @@ pub trait WantedPods: Send + Sync {
     ///
     /// When that cannot be told now.
     fn wanted<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, Result<Option<Wanted>>>;
+}
+
+impl WantedPods for PodsHandle {
+    fn wanted<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, Result<Option<Wanted>>> {
+        Box::pin(self.wanted(pod))
+    }
 }
 
 /// Answers the CNI plugin.
@@ -101,8 +107,7 @@ impl CniServer {
         self.node.enrol(request).await?;
         self.added().insert(network.attachment, place);
         tracing::info!(
-            namespace = pod.namespace,
-            pod = pod.name,
+            %pod,
             took_ms = start.elapsed().as_millis(),
             "redirected before it starts"
         );
