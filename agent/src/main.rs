@@ -50,7 +50,7 @@ struct Shunt {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(Run),
+    Run(Box<Run>),
     Enroll(Box<Enroll>),
     Unenroll(Unenroll),
     Status(StatusCommand),

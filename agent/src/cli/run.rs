@@ -3,6 +3,7 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use tokio::{
 use super::kubernetes::KubernetesFlags;
 use crate::{
     bpffs,
+    cni::{install::CniFlags, server::CniServer},
     control::Server,
     datapath::{Datapath, Events, MapLimit, SpliceStatus},
     network::{Changes, Watch},
@@ -60,6 +62,8 @@ pub struct Run {
     map_limit: Vec<MapLimit>,
     #[command(flatten)]
     kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    cni: CniFlags,
 }
 
 impl Run {
@@ -83,6 +87,10 @@ impl Run {
         preflight::required()?;
         raise_descriptor_limit()?;
         let kubernetes = self.kubernetes.connection().await?;
+        let plugin = match kubernetes {
+            Some(_) => self.cni.installation(socket)?,
+            None => None,
+        };
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
@@ -96,10 +104,18 @@ impl Run {
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         let pods = kubernetes.map(|connection| connection.start(node.clone()));
+        let cni = pods
+            .as_ref()
+            .map(|pods| CniServer::new(node.clone(), Arc::new(pods.handle().clone())));
+        let plugin = tokio::spawn(async {
+            if let Some(plugin) = plugin {
+                plugin.keep().await;
+            }
+        });
         announce(socket, &cgroup);
         let watched = node.clone();
         tokio::select! {
-            () = server.serve(node) => {}
+            () = server.serve(node, cni) => {}
             // Supervisors start the agent anew; its links are gone already.
             () = watched.has_ended() => tracing::error!("the node's thread has ended"),
             _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
@@ -110,7 +126,7 @@ impl Run {
         if let Some(pods) = pods {
             pods.stop().await;
         }
-        for watch in [listener_watch, splice_watch, network_watch] {
+        for watch in [listener_watch, splice_watch, network_watch, plugin] {
             watch.abort();
             let _ = watch.await;
         }
