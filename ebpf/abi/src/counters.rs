@@ -71,11 +71,14 @@ pub enum ErrorCode {
     /// A connection from a virtual interface comes from a port that still has
     /// another connection, to another destination. Its packet is dropped.
     ForwardCollision = 12,
+    /// A redirected connection of the pod did not get through to the proxy's port:
+    /// nobody listens there, and the connect fails with ECONNREFUSED.
+    ProxyAwayOutbound = 13,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::RememberFailed,
         Self::BindFailed,
         Self::OwnerUnknown,
@@ -89,6 +92,7 @@ impl ErrorCode {
         Self::ForwardNoAddress,
         Self::ForwardFailed,
         Self::ForwardCollision,
+        Self::ProxyAwayOutbound,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -107,6 +111,7 @@ impl ErrorCode {
             Self::ForwardNoAddress => "forward_no_address",
             Self::ForwardFailed => "forward_failed",
             Self::ForwardCollision => "forward_collision",
+            Self::ProxyAwayOutbound => "proxy_away_outbound",
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use shunt_abi::{
-    Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
-    ListenerKind, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
+    Decided, Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
+    ListenerKind, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
 };
 use shunt_decide::{Inbound, inbound};
 
@@ -12,6 +12,7 @@ use crate::{
     ctx::{AF_INET, Arrival, TCP},
     forward, handshake,
     lists::{self, PodLists},
+    log,
     maps::{EVENTS, LISTENERS},
     pods,
 };
@@ -62,6 +63,16 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     };
     let decision = inbound(settings, &facts, &lists);
     counters::decided(netns, decision.rule);
+    log::decided(|| Decided {
+        netns,
+        source: remote.addr,
+        destination: local.addr,
+        source_port: remote.port,
+        destination_port: local.port,
+        uid: NO_OWNER,
+        gid: NO_OWNER,
+        rule: decision.rule as u32,
+    });
     match decision.verdict.port(settings) {
         None => Outcome::Untouched,
         Some(port) => assign(arrival, netns, port, &OUTSIDE),
