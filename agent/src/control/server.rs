@@ -81,12 +81,15 @@ impl Server {
                     let node = node.clone();
                     conversations.spawn(async move {
                         if let Err(error) = converse(stream, &node).await {
-                            tracing::warn!("a control connection failed: {error:#}");
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "a control connection failed"
+                            );
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept on the control socket: {error}");
+                    tracing::warn!(%error, "cannot accept on the control socket");
                     // Out of descriptors, most likely: let others end first.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -99,7 +102,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = remove_socket(&self.path) {
-            tracing::warn!("{error:#}");
+            tracing::warn!(error = format!("{error:#}"), "the control socket is left");
         }
     }
 }

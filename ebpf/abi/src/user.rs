@@ -1,9 +1,9 @@
 //! The agent's side: which of these types may be read from and written to maps.
 
 use crate::{
-    Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey, Sender,
-    SpliceCounters, SpliceOffsets,
+    Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    InterfaceKey, KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route,
+    RouteKey, Sender, SpliceCounters, SpliceOffsets,
 };
 
 macro_rules! pod {

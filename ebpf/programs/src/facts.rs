@@ -2,8 +2,8 @@
 //! the rules make of it.
 
 use shunt_abi::{
-    Addr, Decided, Endpoint, ErrorCode, INTERFACE_EXCLUDED, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL,
-    ROUTE_UNREACHABLE, Route,
+    Addr, Decided, Endpoint, ErrorCode, INTERFACE_EXCLUDED, NO_OWNER, NetnsCookie, PodSettings,
+    ROUTE_LOCAL, ROUTE_UNREACHABLE, Route,
 };
 use shunt_decide::{Decision, Outbound, Protocol, outbound};
 

@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use shunt_abi::{
-    Decided, Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
-    ListenerKind, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
+    Decided, Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS,
+    ListenerKey, ListenerKind, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
 };
 use shunt_decide::{Inbound, inbound};
 

@@ -13,9 +13,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use shunt_abi::{
-    Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
-    Sender,
+    Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    InterfaceKey, ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route,
+    RouteKey, Sender,
 };
 
 use crate::storage::SocketStorage;
