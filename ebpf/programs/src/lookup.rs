@@ -99,12 +99,16 @@ fn is_redirected(
 struct Kinds {
     v4: &'static [ListenerKind],
     v6: &'static [ListenerKind],
+    /// Whether a packet that finds none is to be counted: of one from inside the pod
+    /// `sock_ops` sees the client, and counts it there.
+    counted: bool,
 }
 
 /// For a packet from outside the pod.
 const OUTSIDE: Kinds = Kinds {
     v4: &[ListenerKind::V4, ListenerKind::V6],
     v6: &[ListenerKind::V6],
+    counted: true,
 };
 
 /// For a packet from inside the pod.
@@ -116,15 +120,16 @@ const INSIDE: Kinds = Kinds {
         ListenerKind::Loopback6,
     ],
     v6: &[ListenerKind::V6, ListenerKind::Loopback6],
+    counted: false,
 };
 
 /// Gives the packet to a listener of the proxy.
 #[inline(always)]
-fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, kinds: &'static Kinds) -> Outcome {
+fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, wanted: &'static Kinds) -> Outcome {
     let kinds = if arrival.family() == AF_INET {
-        kinds.v4
+        wanted.v4
     } else {
-        kinds.v6
+        wanted.v6
     };
     let mut error = ErrorCode::ProxyAway;
     for kind in kinds {
@@ -134,7 +139,9 @@ fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, kinds: &'static Kinds
             Found::Nobody => {}
         }
     }
-    counters::failed(netns, error);
+    if wanted.counted || !matches!(error, ErrorCode::ProxyAway) {
+        counters::failed(netns, error);
+    }
     ask_for_listeners(netns, port);
     Outcome::Refused
 }

@@ -277,3 +277,21 @@ fn the_dashboard_is_json_whose_panels_do_not_overlap() {
         }
     }
 }
+
+/// Whoever gets an alert finds what it means.
+#[test]
+fn every_alert_is_documented_and_every_documented_one_exists() {
+    let alerts = read("deploy/alerts/shunt.yaml");
+    let alerts = alerts.lines().filter_map(|line| {
+        let (_, name) = line.split_once("- alert: ")?;
+        Some(name.trim().to_owned())
+    });
+    let text = read("docs/metrics.md");
+    let documented = text.lines().filter_map(|line| {
+        let (name, _) = line.strip_prefix("| Shunt")?.split_once(' ')?;
+        Some(format!("Shunt{name}"))
+    });
+    let documented: BTreeSet<String> = documented.collect();
+    assert!(!documented.is_empty());
+    assert_eq!(documented, alerts.collect());
+}
