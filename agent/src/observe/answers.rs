@@ -12,9 +12,10 @@ use tokio::{
 
 use crate::node::{Totals, WeakNode};
 
-/// How long a caller waits for the node's thread. Enrolling a pod takes
-/// milliseconds; where it takes longer, what was said last is good enough.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a question may be under way before nobody waits for its answer any longer:
+/// less than the second that kubelet gives a probe. Enrolling a pod takes milliseconds;
+/// where it takes longer, what was said last is good enough.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How old an answer may be to be given again: asking costs the thread a look at
 /// every pod, and anybody may ask.
@@ -107,7 +108,9 @@ impl State {
             return Life::Alive;
         }
         let question = self.asked.get_or_insert_with(|| Question::to(node));
-        match timeout(patience, &mut question.answer).await {
+        // Callers come one after the other: whoever comes later does not wait anew.
+        let left = patience.saturating_sub(question.since.elapsed());
+        match timeout(left, &mut question.answer).await {
             Ok(Ok(Some(totals))) => {
                 self.asked = None;
                 self.said = Some(Said {
