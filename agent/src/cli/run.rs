@@ -16,6 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::kubernetes::KubernetesFlags;
 use crate::{
     bpffs,
     control::Server,
@@ -62,6 +63,8 @@ pub struct Run {
     map_limit: Vec<MapLimit>,
     #[command(flatten)]
     observe: ObserveFlags,
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
 }
 
 impl Run {
@@ -93,6 +96,7 @@ impl Run {
         let readiness = Arc::new(Readiness::default());
         readiness.not_yet(health::ATTACHED, "the programs are being loaded");
         let observer = self.observe.serve(&metrics, &readiness).await?;
+        let kubernetes = self.kubernetes.connection().await?;
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
@@ -106,8 +110,12 @@ impl Run {
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
+        let pods = kubernetes.map(|connection| connection.start(node.clone()));
         if let Some(observer) = &observer {
             observer.watch(node.downgrade());
+            if let Some(pods) = &pods {
+                observer.follow_pods(Arc::clone(pods.handle().state()));
+            }
         }
         readiness.met(health::ATTACHED);
         announce(socket, &cgroup);
@@ -122,6 +130,9 @@ impl Run {
         // The last handles go, and with them the thread and the programs.
         drop(watched);
         drop(observer);
+        if let Some(pods) = pods {
+            pods.stop().await;
+        }
         let watches = [listener_watch, splice_watch, network_watch];
         for watch in watches.into_iter().chain(log_watch) {
             watch.abort();

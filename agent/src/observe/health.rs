@@ -7,9 +7,6 @@ use std::{
 
 /// The programs are loaded and attached, and the node's thread serves.
 pub const ATTACHED: &str = "attached";
-/// The pods of the node have been listed, and those of them that are in the mesh are
-/// enrolled.
-pub const FIRST_SYNC: &str = "first sync";
 /// The CNI plugin and its entry are installed.
 pub const CNI_INSTALLED: &str = "CNI plugin";
 
@@ -68,18 +65,18 @@ mod tests {
     fn it_is_ready_when_every_condition_holds() {
         let readiness = Readiness::default();
         readiness.not_yet(ATTACHED, "the programs are being loaded");
-        readiness.not_yet(FIRST_SYNC, "the API server does not answer");
+        readiness.not_yet(CNI_INSTALLED, "no list of plugins is there");
         assert_eq!(
             readiness.missing(),
             [
-                "attached: the programs are being loaded",
-                "first sync: the API server does not answer"
+                "CNI plugin: no list of plugins is there",
+                "attached: the programs are being loaded"
             ]
         );
         readiness.met(ATTACHED);
-        readiness.met(FIRST_SYNC);
+        readiness.met(CNI_INSTALLED);
         assert!(readiness.missing().is_empty());
-        readiness.not_yet(FIRST_SYNC, "it failed");
-        assert_eq!(readiness.missing(), ["first sync: it failed"]);
+        readiness.not_yet(CNI_INSTALLED, "it failed");
+        assert_eq!(readiness.missing(), ["CNI plugin: it failed"]);
     }
 }

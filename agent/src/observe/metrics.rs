@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use prometheus_client::{
@@ -16,11 +16,7 @@ use prometheus_client::{
         DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric as _, text::encode,
     },
     metrics::{
-        MetricType,
-        counter::{ConstCounter, Counter},
-        family::Family,
-        gauge::ConstGauge,
-        histogram::Histogram,
+        MetricType, counter::ConstCounter, family::Family, gauge::ConstGauge, histogram::Histogram,
         info::Info,
     },
     registry::{Registry, Unit},
@@ -29,7 +25,10 @@ use shunt_abi::{Counters, ErrorCode, Fallback};
 use shunt_decide::{Direction, Rule, Verdict};
 
 use super::answers::Said;
-use crate::node::{MapFill, Totals};
+use crate::{
+    node::{MapFill, Totals},
+    pods::PodsState,
+};
 
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
@@ -58,30 +57,6 @@ impl CniAdd {
     }
 }
 
-/// What the agent asks of the Kubernetes API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KubernetesCall {
-    /// The pods of the node, listed and watched.
-    Watch,
-    /// One pod.
-    Get,
-    /// To write an event.
-    Event,
-}
-
-impl KubernetesCall {
-    const ALL: [Self; 3] = [Self::Watch, Self::Get, Self::Event];
-
-    const fn label(self) -> Label {
-        let call = match self {
-            Self::Watch => "watch",
-            Self::Get => "get",
-            Self::Event => "event",
-        };
-        [("call", call)]
-    }
-}
-
 /// Upper bounds of the time of an ADD, in seconds: kubelet waits for minutes, and
 /// people for no more than a few seconds.
 const ADD_SECONDS: [f64; 12] = [
@@ -92,10 +67,6 @@ const ADD_SECONDS: [f64; 12] = [
 pub struct Metrics {
     registry: Registry,
     shown: Arc<Mutex<Shown>>,
-    watch: Arc<Mutex<Watch>>,
-    watch_events: Counter,
-    relists: Counter,
-    kubernetes_errors: Family<Label, Counter>,
     cni_adds: Family<Label, Histogram>,
 }
 
@@ -103,18 +74,13 @@ impl Metrics {
     /// Nothing counted yet.
     pub fn new() -> Arc<Self> {
         let shown: Arc<Mutex<Shown>> = Arc::default();
-        let watch: Arc<Mutex<Watch>> = Arc::default();
         let mut metrics = Self {
             registry: Registry::with_prefix("shunt"),
             shown: Arc::clone(&shown),
-            watch: Arc::clone(&watch),
-            watch_events: Counter::default(),
-            relists: Counter::default(),
-            kubernetes_errors: Family::default(),
             cni_adds: Family::new_with_constructor(|| Histogram::new(ADD_SECONDS)),
         };
         metrics.register();
-        let of_node = Box::new(OfNode { shown, watch });
+        let of_node = Box::new(OfNode(shown));
         metrics.registry.register_collector(of_node);
         Arc::new(metrics)
     }
@@ -122,62 +88,18 @@ impl Metrics {
     fn register(&mut self) {
         // A family without a member is not written, and a rate starts at the second
         // value: every series is there from the beginning.
-        for call in KubernetesCall::ALL {
-            drop(self.kubernetes_errors.get_or_create(&call.label()));
-        }
         for outcome in CniAdd::ALL {
             drop(self.cni_adds.get_or_create(&outcome.label()));
         }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         let registry = &mut self.registry;
         registry.register("build", "The agent that runs", Info::new(version));
-        registry.register(
-            "kubernetes_watch_events",
-            "Changes of pods that the watch has seen",
-            self.watch_events.clone(),
-        );
-        registry.register(
-            "kubernetes_relists",
-            "How often the pods of the node were listed anew",
-            self.relists.clone(),
-        );
-        registry.register(
-            "kubernetes_errors",
-            "Calls to the Kubernetes API that failed",
-            self.kubernetes_errors.clone(),
-        );
         registry.register_with_unit(
             "cni_add_duration",
             "From a pod's CNI ADD to its end; to the redirection in force where it is enrolled",
             Unit::Seconds,
             self.cni_adds.clone(),
         );
-    }
-
-    /// The watch has seen a pod change.
-    pub fn watch_event_seen(&self) {
-        self.watch_events.inc();
-        self.watch().failed_since = None;
-    }
-
-    /// The pods of the node have been listed anew.
-    pub fn relisted(&self) {
-        self.relists.inc();
-        self.watch().failed_since = None;
-    }
-
-    /// The watch goes on after a failure, without anything having been missed.
-    pub fn watch_goes_on(&self) {
-        self.watch().failed_since = None;
-    }
-
-    /// A call to the Kubernetes API has failed. While the watch fails, the pods that
-    /// the agent knows are out of date by the time since then.
-    pub fn kubernetes_error(&self, call: KubernetesCall) {
-        self.kubernetes_errors.get_or_create(&call.label()).inc();
-        if call == KubernetesCall::Watch {
-            self.watch().failed_since.get_or_insert_with(Instant::now);
-        }
     }
 
     /// An ADD has ended so, `took` after it came.
@@ -187,16 +109,12 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// Everything as text, with what the node's thread has said.
-    pub(super) fn render(&self, said: Option<Said>, ready: bool) -> Result<String, fmt::Error> {
-        *lock(&self.shown) = Shown { said, ready };
+    /// Everything as text, with what else there is to show.
+    pub(super) fn render(&self, shown: Shown) -> Result<String, fmt::Error> {
+        *lock(&self.shown) = shown;
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
-    }
-
-    fn watch(&self) -> MutexGuard<'_, Watch> {
-        lock(&self.watch)
     }
 }
 
@@ -207,35 +125,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What one answer is made of, beside what is counted here.
 #[derive(Debug, Default)]
-struct Shown {
-    said: Option<Said>,
-    ready: bool,
-}
-
-/// How the watch of the pods goes.
-#[derive(Debug, Default)]
-struct Watch {
-    failed_since: Option<Instant>,
-}
-
-impl Watch {
-    fn lag(&self) -> Duration {
-        self.failed_since
-            .map_or(Duration::ZERO, |since| since.elapsed())
-    }
+pub(super) struct Shown {
+    /// What the node's thread has said.
+    pub(super) said: Option<Said>,
+    /// How the pods of the node are followed; `None` without Kubernetes.
+    pub(super) pods: Option<Arc<PodsState>>,
+    /// As `/readyz` says it.
+    pub(super) ready: bool,
 }
 
 /// What is found out when somebody asks.
 #[derive(Debug)]
-struct OfNode {
-    shown: Arc<Mutex<Shown>>,
-    watch: Arc<Mutex<Watch>>,
-}
+struct OfNode(Arc<Mutex<Shown>>);
 
 impl Collector for OfNode {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let lag = lock(&self.watch).lag();
-        let shown = lock(&self.shown);
+        let shown = lock(&self.0);
         let mut page = Page(encoder);
         page.gauge(
             "ready",
@@ -243,11 +148,9 @@ impl Collector for OfNode {
             None,
             u32::from(shown.ready),
         )?;
-        page.gauge(
-            "kubernetes_watch_lag",
-            "For how long the watch of the pods has failed; 0 while it works",
-            Some(Unit::Seconds),
-            lag.as_secs_f64(),
+        write_pods(
+            &mut page,
+            shown.pods.as_deref().unwrap_or(&PodsState::default()),
         )?;
         // Before the node's thread has said anything: no series, rather than zeros that
         // counters would then seem to fall back to.
@@ -256,6 +159,23 @@ impl Collector for OfNode {
             .as_ref()
             .map_or(Ok(()), |said| write_said(&mut page, said))
     }
+}
+
+fn write_pods(page: &mut Page<'_>, pods: &PodsState) -> fmt::Result {
+    page.gauge(
+        "kubernetes_watch_lag",
+        "For how long the Kubernetes API has not answered; 0 while it does",
+        Some(Unit::Seconds),
+        pods.watch_lag().as_secs_f64(),
+    )?;
+    page.counters(
+        "kubernetes_errors",
+        "What went wrong between the Kubernetes API and the pods of the node",
+        None,
+        pods.errors
+            .all()
+            .map(|(reason, count)| ([("reason", reason)], count)),
+    )
 }
 
 fn write_said(page: &mut Page<'_>, said: &Said) -> fmt::Result {

@@ -1,10 +1,11 @@
-//! What the agent says of itself: health, metrics, logs.
+//! What the agent says of itself: health, metrics, events, logs.
 //!
 //! [`Metrics`] and [`Readiness`] are told by whoever knows; [`Server`] shows them over
 //! HTTP, with what the [`node`](crate::node) has counted. Nothing here waits for the
 //! node's thread for longer than a moment.
 
 mod answers;
+pub(crate) mod events;
 pub mod health;
 pub mod logs;
 pub mod metrics;
@@ -18,7 +19,7 @@ use clap::Args;
 pub use self::{
     health::Readiness,
     logs::LogFormat,
-    metrics::{CniAdd, KubernetesCall, Metrics},
+    metrics::{CniAdd, Metrics},
     server::Server,
 };
 

@@ -1,6 +1,9 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context as _, Result};
 use axum::{
@@ -15,9 +18,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::{
     answers::{Answers, Life},
     health::Readiness,
-    metrics::Metrics,
+    metrics::{self, Metrics},
 };
-use crate::node::WeakNode;
+use crate::{node::WeakNode, pods::PodsState};
 
 /// How Prometheus knows the format of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,6 +37,7 @@ struct Shown {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     answers: Arc<Answers>,
+    pods: OnceLock<Arc<PodsState>>,
 }
 
 impl Server {
@@ -59,6 +63,7 @@ impl Server {
             metrics,
             readiness,
             answers: Arc::default(),
+            pods: OnceLock::new(),
         });
         let router = Router::new()
             .route("/healthz", get(healthz))
@@ -85,6 +90,12 @@ impl Server {
     /// The node whose thread has to be alive, and whose counters are shown.
     pub fn watch(&self, node: WeakNode) {
         self.shown.answers.of(node);
+    }
+
+    /// The pods of the node are followed: the agent is not ready before the first of
+    /// them are enrolled. Later calls change nothing.
+    pub fn follow_pods(&self, pods: Arc<PodsState>) {
+        let _ = self.shown.pods.set(pods);
     }
 }
 
@@ -129,15 +140,37 @@ fn verdict(against: Vec<String>) -> Response {
 impl Shown {
     fn not_ready(&self, life: &Life) -> Vec<String> {
         let mut against = self.readiness.missing();
+        against.extend(self.pods.get().and_then(|pods| not_synced(pods)));
         against.extend(illness(life));
         against
     }
 }
 
+/// Why pods of the mesh may not be redirected yet.
+fn not_synced(pods: &PodsState) -> Option<String> {
+    if pods.is_synced() {
+        return None;
+    }
+    let lag = pods.watch_lag();
+    Some(if lag.is_zero() {
+        "first sync: the pods of this node are not all listed and enrolled yet".to_owned()
+    } else {
+        format!(
+            "first sync: the Kubernetes API has not answered for {} s; is it there, and may this \
+             agent list and watch pods?",
+            lag.as_secs()
+        )
+    })
+}
+
 async fn metrics_page(State(shown): State<Arc<Shown>>) -> Response {
     let (life, said) = shown.answers.ask().await;
     let ready = life == Life::Alive && shown.not_ready(&life).is_empty();
-    match shown.metrics.render(said, ready) {
+    match shown.metrics.render(metrics::Shown {
+        said,
+        pods: shown.pods.get().cloned(),
+        ready,
+    }) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::error!(error = %error, "cannot write the metrics");
@@ -225,6 +258,21 @@ mod tests {
             status.contains("200") && text.contains("shunt_ready 0"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn with_kubernetes_it_is_ready_after_the_first_sync() {
+        let server = server(&Arc::default()).await;
+        assert!(get(&server, "/readyz").await.0.contains("200"));
+        let pods = Arc::new(PodsState::default());
+        server.follow_pods(Arc::clone(&pods));
+        let (status, text) = get(&server, "/readyz").await;
+        assert!(
+            status.contains("503") && text.contains("first sync: the pods"),
+            "{text}"
+        );
+        pods.set_synced();
+        assert!(get(&server, "/readyz").await.0.contains("200"));
     }
 
     /// Nobody answers for the node, and still there are metrics.

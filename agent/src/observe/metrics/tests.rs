@@ -2,6 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use super::*;
@@ -25,7 +26,11 @@ fn said(counted: Counters) -> Said {
 
 fn page(counted: Counters) -> String {
     Metrics::new()
-        .render(Some(said(counted)), true)
+        .render(Shown {
+            said: Some(said(counted)),
+            pods: None,
+            ready: true,
+        })
         .expect("it can be written")
 }
 
@@ -81,15 +86,17 @@ fn connections_are_added_up_by_direction_and_verdict() {
 #[test]
 fn what_others_tell_is_counted() {
     let metrics = Metrics::new();
-    metrics.watch_event_seen();
-    metrics.relisted();
-    metrics.kubernetes_error(KubernetesCall::Get);
     metrics.cni_add(Duration::from_millis(30), CniAdd::Enrolled);
     metrics.cni_add(Duration::from_secs(2), CniAdd::Failed);
-    let page = metrics.render(None, false).expect("it can be written");
-    assert_has(&page, "shunt_kubernetes_watch_events_total 1");
-    assert_has(&page, "shunt_kubernetes_relists_total 1");
-    assert_has(&page, "shunt_kubernetes_errors_total{call=\"get\"} 1");
+    let pods = Arc::new(PodsState::default());
+    pods.errors.fetch.inc();
+    let shown = Shown {
+        pods: Some(pods),
+        ..Shown::default()
+    };
+    let page = metrics.render(shown).expect("it can be written");
+    assert_has(&page, "shunt_kubernetes_errors_total{reason=\"fetch\"} 1");
+    assert_has(&page, "shunt_kubernetes_watch_lag_seconds 0.0");
     assert_has(
         &page,
         "shunt_cni_add_duration_seconds_bucket{le=\"0.05\",outcome=\"enrolled\"} 1",
@@ -107,28 +114,6 @@ fn what_others_tell_is_counted() {
         !page.contains("shunt_pods_enrolled"),
         "nobody has said that"
     );
-}
-
-#[test]
-fn the_watch_lags_from_its_first_failure_until_it_is_heard_of_again() {
-    let metrics = Metrics::new();
-    assert_eq!(metrics.watch().lag(), Duration::ZERO);
-    metrics.kubernetes_error(KubernetesCall::Event);
-    assert_eq!(metrics.watch().failed_since, None);
-    metrics.kubernetes_error(KubernetesCall::Watch);
-    let first = metrics.watch().failed_since;
-    assert!(first.is_some());
-    metrics.kubernetes_error(KubernetesCall::Watch);
-    assert_eq!(metrics.watch().failed_since, first);
-    for heard in [
-        Metrics::watch_event_seen,
-        Metrics::relisted,
-        Metrics::watch_goes_on,
-    ] {
-        metrics.kubernetes_error(KubernetesCall::Watch);
-        heard(&metrics);
-        assert_eq!(metrics.watch().lag(), Duration::ZERO);
-    }
 }
 
 /// A metric as the page declares it: its type and its help.
