@@ -2,7 +2,9 @@
 //! take between them: without an iptables rule, without connection tracking,
 //! without a packet rewritten.
 //!
-//! `cargo xtask demo` builds and runs it.
+//! `cargo xtask demo` builds and runs it. With `--stay FILE` the pods, their Envoys and
+//! the agent stay until somebody wants an end, and FILE has what a shell needs to know of
+//! them: that is how `cargo xtask vm` uses it.
 #![expect(
     unused_crate_dependencies,
     reason = "these are the dependencies of the harness"
@@ -10,8 +12,11 @@
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
 mod picture;
+mod stay;
 
-use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
 
 use shunt_tests::{
     Agent, MeshPod, Node, envoy,
@@ -21,9 +26,19 @@ use shunt_tests::{
 
 use picture::Picture;
 
+/// What the demo takes.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Leave everything as it is until SIGTERM or Ctrl-C, and write what a shell needs
+    /// to know of it to this file
+    #[arg(long, value_name = "FILE")]
+    stay: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
+    let arguments = Arguments::parse();
     shunt_tests::require_root();
-    match run(&Interrupt::watch()) {
+    match run(&arguments, &Interrupt::watch()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stopped::Interrupted) => {
             println!("\nInterrupted: everything is cleaned up.");
@@ -67,7 +82,7 @@ impl Steps<'_> {
 
 /// Everything that is made here undoes itself when this returns, in whichever
 /// way.
-fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
+fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Stopped> {
     let mut steps = Steps {
         interrupt,
         number: 0,
@@ -117,6 +132,12 @@ fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
         show_evidence(pod, before)?;
     }
     println!();
+    if let Some(file) = &arguments.stay {
+        steps.next("Everything stays as it is.")?;
+        stay::describe(file, &node, &agent, &[&client, &server])
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        stay::until(interrupt);
+    }
     steps.next("Done: the agent ends, and everything is taken away again.")?;
     drop(agent.stop());
     Ok(())

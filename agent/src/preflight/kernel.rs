@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
 use crate::{
-    datapath::{self, Feature},
+    datapath::{self, Feature, version},
     settings::Splice,
 };
 
@@ -71,12 +71,6 @@ fn judge_release(release: &str) -> Finding {
 
 fn dotted((major, minor): (u32, u32)) -> String {
     format!("{major}.{minor}")
-}
-
-/// Major and minor number of a release such as `6.1.0-18-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 /// Whether programs may read kernel memory: the owner of a socket is there.
@@ -193,14 +187,6 @@ pub(super) fn splicing() -> Finding {
 mod tests {
     use super::*;
     use crate::preflight::Level;
-
-    #[test]
-    fn releases_are_told_apart() {
-        assert_eq!(version("6.1.0-18-amd64"), Some((6, 1)));
-        assert_eq!(version("5.15.0"), Some((5, 15)));
-        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
-        assert_eq!(version("strange"), None);
-    }
 
     #[test]
     fn old_kernels_are_refused_and_untried_ones_named() {
