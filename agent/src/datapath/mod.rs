@@ -25,13 +25,13 @@ use aya::{
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
+pub(crate) use self::listeners::version;
 pub use self::{
     features::{Feature, features},
     neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-pub(crate) use self::listeners::version;
 use self::{listeners::Visitor, offsets::KernelTypes, splice::Splicing};
 use crate::{
     bpffs::PinDir,

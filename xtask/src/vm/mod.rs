@@ -140,13 +140,13 @@ fn integration_tests() -> Result<PathBuf> {
         .dir(&paths::root())
         .remedy("Read the compiler's first error: `cargo test --no-run -p shunt-tests`.")
         .output()?;
-    let executable = messages.lines().filter_map(|line| {
+    let mut executable = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         (message["target"]["name"] == "integration")
             .then(|| Some(PathBuf::from(message["executable"].as_str()?)))?
     });
     executable
-        .last()
+        .next_back()
         .context("cargo did not say where the integration tests are")
 }
 
