@@ -2,9 +2,7 @@
 //! take between them: without an iptables rule, without connection tracking,
 //! without a packet rewritten.
 //!
-//! `cargo xtask demo` builds and runs it. With `--stay FILE` the pods, their Envoys and
-//! the agent stay until somebody wants an end, and FILE has what a shell needs to know of
-//! them: that is how `cargo xtask vm` uses it.
+//! `cargo xtask demo` builds and runs it.
 #![expect(
     unused_crate_dependencies,
     reason = "these are the dependencies of the harness"
@@ -12,11 +10,8 @@
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
 mod picture;
-mod stay;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
-
-use clap::Parser;
+use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
 
 use shunt_tests::{
     Agent, MeshPod, Node, envoy,
@@ -26,19 +21,9 @@ use shunt_tests::{
 
 use picture::Picture;
 
-/// What the demo takes.
-#[derive(Debug, Parser)]
-struct Arguments {
-    /// Leave everything as it is until SIGTERM or Ctrl-C, and write what a shell needs
-    /// to know of it to this file
-    #[arg(long, value_name = "FILE")]
-    stay: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
     shunt_tests::require_root();
-    match run(&arguments, &Interrupt::watch()) {
+    match run(&Interrupt::watch()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stopped::Interrupted) => {
             println!("\nInterrupted: everything is cleaned up.");
@@ -82,7 +67,7 @@ impl Steps<'_> {
 
 /// Everything that is made here undoes itself when this returns, in whichever
 /// way.
-fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Stopped> {
+fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
     let mut steps = Steps {
         interrupt,
         number: 0,
@@ -132,12 +117,6 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Stopped> {
         show_evidence(pod, before)?;
     }
     println!();
-    if let Some(file) = &arguments.stay {
-        steps.next("Everything stays as it is.")?;
-        stay::describe(file, &node, &agent, &[&client, &server])
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-        stay::until(interrupt);
-    }
     steps.next("Done: the agent ends, and everything is taken away again.")?;
     drop(agent.stop());
     Ok(())

@@ -50,9 +50,6 @@ enum Task {
     Test(test::Arguments),
     /// Build the agent and run it on this machine, until Ctrl-C; needs root
     Run(run::Arguments),
-    /// A virtual machine with a shell: the agent runs, two pods with Envoy are enrolled, the work
-    /// tree is in /work; needs root
-    Vm(vm::dev::Arguments),
     /// The integration tests in virtual machines with other kernels; needs root
     VmTest(vm::Arguments),
     /// What the programs cost the verifier of each kernel; fails near a limit; needs root
@@ -73,7 +70,6 @@ fn main() -> ExitCode {
         Task::Build => build::command().map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::command(&arguments),
         Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
-        Task::Vm(arguments) => vm::dev::command(&arguments),
         Task::VmTest(arguments) => vm::test(&arguments),
         Task::Verifier(arguments) => vm::verifier::command(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),

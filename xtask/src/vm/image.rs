@@ -47,11 +47,7 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// Directories of which everything is taken: what programs load by themselves.
-const DIRECTORIES: &[&str] = &[
-    "/etc/iproute2",
-    "/usr/lib/x86_64-linux-gnu/xtables",
-    "/usr/lib/aarch64-linux-gnu/xtables",
-];
+const DIRECTORIES: &[&str] = &["/etc/iproute2", "/usr/lib/x86_64-linux-gnu/xtables"];
 
 /// Files of the system that programs read.
 const FILES: &[&str] = &[

@@ -15,6 +15,9 @@ use crate::{exec::Step, paths, say};
 /// one of the suites of [`Apt`], as cloud images, which are small.
 pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
 
+/// How their packages' names end.
+const FLAVOUR: &str = "-cloud-amd64";
+
 /// What names the digests of the packages of a kernel, beside them.
 const DIGESTS: &str = "SHA256SUMS";
 
@@ -170,13 +173,12 @@ fn file_of(package: &str, dir: &Path) -> Result<String> {
 /// The packages of the newest kernel of a series: one with everything, or the
 /// kernel and its modules apart, as newer ones come.
 fn packages(series: &str, names: &[String]) -> Vec<String> {
-    let kind = format!("-cloud-{}", architecture());
     let versions = |kind_of: &str| {
         let start = format!("linux-{kind_of}-{series}.");
         names
             .iter()
             .filter_map(|name| {
-                let version = name.strip_prefix(&start)?.strip_suffix(&kind)?;
+                let version = name.strip_prefix(&start)?.strip_suffix(FLAVOUR)?;
                 Some((numbers(version), name.clone()))
             })
             .max()
@@ -187,15 +189,6 @@ fn packages(series: &str, names: &[String]) -> Vec<String> {
     versions("image")
         .map(|(_, name)| vec![name])
         .unwrap_or_default()
-}
-
-/// Debian's name of this machine's architecture.
-fn architecture() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    }
 }
 
 /// The numbers of a version, which sort as it does.
@@ -212,41 +205,34 @@ mod tests {
 
     #[test]
     fn the_newest_of_a_series_is_taken() {
-        let arch = architecture();
         let names: Vec<String> = [
-            "linux-image-6.1.0-9-cloud-ARCH",
-            "linux-image-6.1.0-50-cloud-ARCH",
-            "linux-image-6.1.0-50-cloud-ARCH-dbg",
-            "linux-image-6.1.0-51-ARCH",
-            "linux-image-6.12.94+deb13-cloud-ARCH",
-            "linux-image-6.12.107+deb13-cloud-ARCH",
-            "linux-image-7.2.12+deb13-cloud-ARCH",
-            "linux-binary-7.2.9+deb13-cloud-ARCH",
-            "linux-binary-7.2.12+deb13-cloud-ARCH",
-            "linux-modules-7.2.12+deb13-cloud-ARCH",
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64-dbg",
+            "linux-image-6.1.0-51-amd64",
+            "linux-image-6.12.94+deb13-cloud-amd64",
+            "linux-image-6.12.107+deb13-cloud-amd64",
+            "linux-image-7.2.12+deb13-cloud-amd64",
+            "linux-binary-7.2.9+deb13-cloud-amd64",
+            "linux-binary-7.2.12+deb13-cloud-amd64",
+            "linux-modules-7.2.12+deb13-cloud-amd64",
         ]
-        .map(|name| name.replace("ARCH", arch))
+        .map(str::to_owned)
         .into();
-        let expected = |names: &[&str]| -> Vec<String> {
-            names
-                .iter()
-                .map(|name| name.replace("ARCH", arch))
-                .collect()
-        };
         assert_eq!(
             packages("6.1", &names),
-            expected(&["linux-image-6.1.0-50-cloud-ARCH"])
+            ["linux-image-6.1.0-50-cloud-amd64"]
         );
         assert_eq!(
             packages("6.12", &names),
-            expected(&["linux-image-6.12.107+deb13-cloud-ARCH"])
+            ["linux-image-6.12.107+deb13-cloud-amd64"]
         );
         assert_eq!(
             packages("7.2", &names),
-            expected(&[
-                "linux-binary-7.2.12+deb13-cloud-ARCH",
-                "linux-modules-7.2.12+deb13-cloud-ARCH"
-            ])
+            [
+                "linux-binary-7.2.12+deb13-cloud-amd64",
+                "linux-modules-7.2.12+deb13-cloud-amd64"
+            ]
         );
         assert!(packages("5.15", &names).is_empty());
     }

@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result};
 
 use super::kernel::Kernel;
 
-/// What QEMU is called here.
-pub(super) const PROGRAM: &str = if cfg!(target_arch = "aarch64") {
-    "qemu-system-aarch64"
-} else {
-    "qemu-system-x86_64"
-};
+/// What QEMU is called: the VMs are x86-64 machines.
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What the kernel is told: where its console is, to end when it panics, and not to
+/// check an emulated timer, which is too late on a busy machine.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check loglevel=6";
 
 /// Memory, in MiB: the file system is in it twice while it is unpacked.
 const MEMORY: &str = "3072";
@@ -42,26 +42,6 @@ pub(super) enum End {
 }
 
 impl Machine<'_> {
-    /// The command that starts it; the first serial line is its console.
-    pub(super) fn command(&self, console: &str) -> Command {
-        let mut command = Command::new(PROGRAM);
-        // On a busy machine an emulated timer can be too late for the kernel's check.
-        let append = format!(
-            "console=ttyS0 panic=-1 no_timer_check {}",
-            loudness(console)
-        );
-        command
-            .args(["-nodefaults", "-no-reboot", "-display", "none"])
-            .args(["-smp", "2", "-m", MEMORY, "-serial", console])
-            .args(acceleration())
-            .arg("-kernel")
-            .arg(&self.kernel.image)
-            .arg("-initrd")
-            .arg(self.image)
-            .args(["-append", &append]);
-        command
-    }
-
     /// Runs it to its end, at most for `limit`. Its console goes to the file
     /// `console`; each line that it writes to its second serial line is handed to
     /// `see`.
@@ -71,12 +51,19 @@ impl Machine<'_> {
         limit: Duration,
         mut see: impl FnMut(&str),
     ) -> Result<End> {
-        let mut command = self.command(&format!("file:{}", console.display()));
-        command
+        let mut child = Command::new(PROGRAM)
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .args(["-smp", "2", "-m", MEMORY])
+            .args(acceleration())
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.image)
+            .args(["-append", PARAMETERS])
+            .args(["-serial", &format!("file:{}", console.display())])
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut child = command
+            .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {PROGRAM}"))?;
         let stdout = child.stdout.take().context("the pipe was just asked for")?;
@@ -88,15 +75,6 @@ impl Machine<'_> {
         let over = timer.is_over();
         drop(guard);
         Ok(if over { End::TimeLimit } else { End::Itself })
-    }
-}
-
-/// A machine whose console is a terminal may say everything.
-fn loudness(console: &str) -> &'static str {
-    if console.starts_with("file:") {
-        "loglevel=6"
-    } else {
-        "quiet"
     }
 }
 

@@ -1,8 +1,7 @@
-//! Virtual machines with other kernels: `cargo xtask vm-test` and `cargo xtask vm`.
+//! Virtual machines with other kernels: `cargo xtask vm-test` and `cargo xtask verifier`.
 
 mod apt;
 mod cpio;
-pub(crate) mod dev;
 mod image;
 mod kernel;
 mod machine;
