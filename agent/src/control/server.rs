@@ -82,12 +82,15 @@ impl Server {
                     let asked = asked.clone();
                     conversations.spawn(async move {
                         if let Err(error) = converse(stream, &asked).await {
-                            tracing::warn!("a control connection failed: {error:#}");
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "a control connection failed"
+                            );
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept on the control socket: {error}");
+                    tracing::warn!(%error, "cannot accept on the control socket");
                     // Out of descriptors, most likely: let others end first.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -107,7 +110,7 @@ struct Asked {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = remove_socket(&self.path) {
-            tracing::warn!("{error:#}");
+            tracing::warn!(error = format!("{error:#}"), "the control socket is left");
         }
     }
 }

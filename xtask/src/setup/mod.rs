@@ -31,6 +31,8 @@ pub(crate) enum Use {
     Tests,
     /// Run the benchmark, beside what the tests need.
     Bench,
+    /// Run virtual machines.
+    Vm,
     /// Run the lints.
     Lint,
     /// Render and check the chart.
@@ -227,6 +229,7 @@ fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, pypi: bool) -> 
         (For::PyPi, pypi),
         (For::Tests, uses.contains(&Use::Tests)),
         (For::Bench, uses.contains(&Use::Bench)),
+        (For::Vm, uses.contains(&Use::Vm)),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))

@@ -25,6 +25,8 @@ pub(crate) enum For {
     Tests,
     /// The benchmark.
     Bench,
+    /// Virtual machines with other kernels.
+    Vm,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
 }
@@ -298,6 +300,18 @@ pub(crate) const TABLE: &[Package] = &[
         "nftables",
         Sign::Program("nft"),
         "one of the ways that the benchmark compares with",
+    ),
+    package(
+        For::Vm,
+        "qemu-system-x86",
+        Sign::Program("qemu-system-x86_64"),
+        "runs the tests on other kernels, in virtual machines",
+    ),
+    package(
+        For::Vm,
+        "kmod",
+        Sign::Program("depmod"),
+        "finds out which module of such a kernel needs which, and loads them there",
     ),
 ];
 
