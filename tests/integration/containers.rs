@@ -140,8 +140,9 @@ fn who_is_not_asked_for_is_not_looked_at() {
 }
 
 #[test]
-fn without_the_nodes_processes_it_is_said() {
+fn without_processes_it_is_said() {
     let empty = shunt_tests::leftovers::temp_dir("proc");
-    let error = scan(empty.path(), &BTreeSet::new()).expect_err("there is no first process");
-    assert!(format!("{error:#}").contains("PID namespace of the node"), "{error:#}");
+    let missing = empty.path().join("missing");
+    let error = scan(&missing, &BTreeSet::new()).expect_err("there is nothing");
+    assert!(format!("{error:#}").contains("--proc names"), "{error:#}");
 }
