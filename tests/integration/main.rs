@@ -19,6 +19,7 @@ mod lab;
 mod lifecycle;
 mod many;
 mod network;
+mod observe;
 mod owner;
 mod programs;
 mod scale;
