@@ -161,7 +161,9 @@ fn sandbox(
         .ok()?;
     let resolvers = resolvers(&dir.join("root"))
         .inspect_err(|error| tracing::debug!(uid, "no resolv.conf: {error:#}"))
-        .ok();
+        .ok()
+        // A sandbox may have an empty one of its image; a pod has always somebody to ask.
+        .filter(|resolvers| !resolvers.is_empty());
     (pod_of(proc, process.pid).as_deref() == Some(uid)).then(|| Sandbox {
         netns: open.path().to_owned(),
         cookie: open.cookie(),
