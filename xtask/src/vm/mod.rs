@@ -1,11 +1,10 @@
-//! Virtual machines with other kernels: `cargo xtask vm-test` and `cargo xtask verifier`.
+//! Virtual machines with other kernels: `cargo xtask vm-test`.
 
 mod apt;
 mod cpio;
 mod image;
 mod kernel;
 mod machine;
-pub(crate) mod verifier;
 
 use std::{
     fs,
