@@ -10,6 +10,7 @@
 
 mod check;
 mod cli;
+mod cni;
 mod containers;
 mod differential;
 mod dns;
