@@ -259,7 +259,7 @@ impl Agent {
     pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments);
-        Self::spawn(place, &mut command)
+        Self::start_command(place, &mut command)
     }
 
     /// The same of another binary; what it has in force stays when it ends.
@@ -272,12 +272,23 @@ impl Agent {
         command.arg("--persistent");
         command.arg("--state-dir").arg(place.state_dir());
         command.args(arguments);
-        Self::spawn(place, &mut command)
+        Self::start_command(place, &mut command)
     }
 
-    fn spawn(place: Place, command: &mut Command) -> Self {
+    /// The same as [`start_with`](Self::start_with), with so much in its log (`SHUNT_LOG`).
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_logging(place: Place, log: &str, arguments: &[&str]) -> Self {
+        let mut command = place.run_command();
+        command.args(arguments).env("SHUNT_LOG", log);
+        Self::start_command(place, &mut command)
+    }
+
+    fn start_command(place: Place, command: &mut Command) -> Self {
         let process = Process::spawn("shunt run", command);
-        process.wait_for_line("ready", DEADLINE);
+        process.wait_for_line(" ready: serving", DEADLINE);
         Self { process, place }
     }
 

@@ -10,6 +10,8 @@
 
 mod check;
 mod cli;
+mod cni;
+mod containers;
 mod differential;
 mod dns;
 mod envoy;
@@ -18,6 +20,7 @@ mod lab;
 mod lifecycle;
 mod many;
 mod network;
+mod observe;
 mod owner;
 mod programs;
 mod scale;

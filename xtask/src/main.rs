@@ -6,14 +6,18 @@
 
 mod bench;
 mod build;
+mod chart;
 mod demo;
 mod env;
 mod exec;
+mod image;
 mod lint;
 mod paths;
+mod run;
 mod setup;
 mod tally;
 mod test;
+mod vm;
 
 use std::{fmt::Display, process::ExitCode};
 
@@ -33,7 +37,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what is missing: Debian packages, a toolchain for the BPF crate, bpf-linker, Envoy
+    /// Install what is missing: Debian packages, a toolchain for the BPF crate, bpf-linker, Envoy,
+    /// Helm's library
     ///
     /// Says for each thing what it is for, and does nothing the second time.
     /// The BPF crate is built with the toolchain that SHUNT_BPF_TOOLCHAIN names,
@@ -46,11 +51,20 @@ enum Task {
     Build,
     /// Run every test, unit and integration; needs root
     Test(test::Arguments),
+    /// Build the agent and run it on this machine, until Ctrl-C; needs root
+    Run(run::Arguments),
+    /// The integration tests in virtual machines with other kernels; needs root
+    VmTest(vm::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
     Demo,
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
     Bench(bench::Arguments),
-    /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies
+    /// The container image, as an OCI archive, without a container engine
+    Image(image::Arguments),
+    /// Write the plain manifests from the Helm chart: deploy/manifests
+    Manifests,
+    /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies,
+    /// the Helm chart
     Lint,
     /// Print where things are, as NAME=value: what the tests get in their environment
     Env,
@@ -61,8 +75,12 @@ fn main() -> ExitCode {
         Task::Setup => setup::command().map(|()| ExitCode::SUCCESS),
         Task::Build => build::command().map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::command(&arguments),
+        Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
+        Task::VmTest(arguments) => vm::test(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
+        Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Manifests => chart::command().map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::command(),
         Task::Env => env::command().map(|()| ExitCode::SUCCESS),
     };

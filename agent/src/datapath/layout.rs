@@ -113,7 +113,7 @@ pub(super) fn settle(root: &Path, made: &Path, all: &[&str]) -> Result<TakenOver
 }
 
 fn takes_over(group: &Group, root: &Path, made: &Path, in_use: &BTreeSet<u32>) -> bool {
-    let is_same = |name: &&str| {
+    let is_same = |name: &str| {
         let pinned = MapInfo::from_pin(root.join(name));
         let new = MapInfo::from_pin(made.join(name));
         matches!((pinned, new), (Ok(pinned), Ok(new)) if Shape::of(&pinned) == Shape::of(&new))
@@ -121,7 +121,7 @@ fn takes_over(group: &Group, root: &Path, made: &Path, in_use: &BTreeSet<u32>) -
     let is_used = |name: &str| {
         MapInfo::from_pin(root.join(name)).is_ok_and(|info| in_use.contains(&info.id()))
     };
-    group.maps.iter().all(|name| is_same(&name)) && group.anchor.is_none_or(is_used)
+    group.maps.iter().all(|name| is_same(name)) && group.anchor.is_none_or(is_used)
 }
 
 /// The ids of the maps of the programs that are pinned.

@@ -16,7 +16,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::Read as _,
-    os::fd::AsFd as _,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -27,6 +27,7 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::{Iter, Program, SkLookup},
 };
+use aya_log::EbpfLogger;
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
@@ -48,6 +49,7 @@ use crate::{
     bpffs::{PinDir, remove_dir},
     netns::Netns,
     network::{self, MarkedInterfaces},
+    observe::logs::{self, DecisionLog},
     settings::Splice,
 };
 
@@ -60,8 +62,10 @@ static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// the node.
 const MAPS: &[&str] = &[
     "ASKED",
+    "AYA_LOGS",
     "CIDRS",
     "COUNTERS",
+    "DECIDED",
     "ENDS",
     "EVENTS",
     "FLOWS",
@@ -393,6 +397,16 @@ impl Datapath {
         self.requests("SPLICE_WANTED")
     }
 
+    /// What the programs log: their decisions, where that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When called twice: there is one reader.
+    pub fn log(&mut self) -> Result<EbpfLogger<DecisionLog>> {
+        EbpfLogger::init_with_logger(&mut self.node, DecisionLog)
+            .context("the map of the programs' log was taken already")
+    }
+
     fn requests(&mut self, name: &str) -> Result<Events> {
         let map = self
             .node
@@ -625,14 +639,14 @@ pub struct Events {
     ring: RingBuf<MapData>,
 }
 
-impl Events {
+impl AsFd for Events {
     /// The descriptor that becomes readable when there is something.
-    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        use std::os::fd::{AsRawFd as _, BorrowedFd};
-        // SAFETY: the descriptor is that of the ring, which outlives the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
+}
 
+impl Events {
     /// The namespaces that programs asked about since the last call.
     pub fn drain(&mut self) -> Vec<NetnsCookie> {
         let mut cookies = Vec::new();
@@ -656,6 +670,9 @@ fn loader(offsets: KernelOffsets) -> EbpfLoader<'static> {
     let offsets: &'static KernelOffsets = Box::leak(Box::new(offsets));
     loader.override_global("OFFSETS", offsets, true);
     loader.override_global("NETNS", &0_u64, true);
+    let logs: &'static u32 = if logs::decisions_are_logged() { &1 } else { &0 };
+    // Where nothing is decided there is no such constant.
+    loader.override_global("LOG_DECISIONS", logs, false);
     loader
 }
 

@@ -9,6 +9,7 @@ mod follow;
 mod handle;
 mod saved;
 mod status;
+mod totals;
 
 use std::{
     collections::BTreeMap,
@@ -22,14 +23,18 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::{NetnsCookie, PodSettings};
 use tokio::sync::mpsc;
 
+#[cfg(test)]
+pub(crate) use self::handle::handle_for_tests;
 use self::{
     adopt::Kept,
     handle::{Command, Timer},
+    totals::Tally,
 };
 pub use self::{
-    handle::NodeHandle,
+    handle::{NodeHandle, WeakNode},
     saved::{DEFAULT_STATE_DIR, Store, remove_saved, saved_namespaces},
-    status::{PodStatus, Status},
+    status::{Enrolled, PodStatus, Status},
+    totals::{MapFill, Totals},
 };
 use crate::{
     datapath::{Datapath, PodProgram, Pods},
@@ -94,6 +99,7 @@ struct Node {
     store: Option<Store>,
     /// How many versions of settings there have been: the number of the newest.
     list_sets: u32,
+    tally: Tally,
     timer: Timer,
 }
 
@@ -107,6 +113,7 @@ impl Node {
             kept: BTreeMap::new(),
             store,
             list_sets: 0,
+            tally: Tally::default(),
             timer,
         })
     }
@@ -116,13 +123,24 @@ impl Node {
             // An answer that nobody waits for any more is nobody's loss.
             match command {
                 Command::Enrol(request, answer) => {
-                    let _ = answer.send(self.enrol(*request));
+                    let done = self.enrol(*request);
+                    self.tally.enrolment(&done);
+                    let _ = answer.send(done);
                 }
                 Command::Unenrol(netns, answer) => {
                     let _ = answer.send(self.unenrol(&netns));
                 }
+                Command::UnenrolPod(uid, answer) => {
+                    let _ = answer.send(Ok(self.unenrol_pod(&uid)));
+                }
+                Command::Enrolled(answer) => {
+                    let _ = answer.send(Ok(self.enrolled().collect()));
+                }
                 Command::Status(answer) => {
                     let _ = answer.send(self.status());
+                }
+                Command::Totals(answer) => {
+                    let _ = answer.send(Ok(self.totals()));
                 }
                 Command::Splice(answer) => {
                     let _ = answer.send(self.splice());
@@ -251,6 +269,8 @@ impl Node {
         routes: &RouteTable,
     ) -> Result<PodProgram> {
         let cookie = netns.cookie();
+        // Nothing, unless another agent has counted it.
+        self.tally.comes(&self.pods.counted(cookie));
         let in_force = self
             .write(cookie, version, &RouteTable::new(), routes)
             .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
@@ -363,6 +383,7 @@ impl Node {
     fn clear(&mut self, cookie: NetnsCookie, routes: &RouteTable) {
         self.pods.take_out_of_force(cookie);
         self.pods.remove_routes(cookie, routes);
+        self.tally.goes(&self.pods.counted(cookie));
         self.pods.remove_counters(cookie);
     }
 
@@ -383,6 +404,32 @@ impl Node {
         }
         tracing::info!(netns = %path.display(), cookie, "unenrolled");
         Ok(())
+    }
+
+    fn unenrol_pod(&mut self, uid: &str) -> usize {
+        let is_of_pod = |pod: &Pod| pod.pod.as_ref().is_some_and(|pod| pod.uid == uid);
+        let cookies: Vec<NetnsCookie> = self
+            .enrolled
+            .iter()
+            .filter(|(_, pod)| is_of_pod(pod))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for &cookie in &cookies {
+            if let Some(path) = self.forget(cookie) {
+                tracing::info!(netns = %path.display(), cookie, "unenrolled");
+            }
+        }
+        cookies.len()
+    }
+
+    fn enrolled(&self) -> impl Iterator<Item = Enrolled> {
+        self.enrolled.iter().map(|(cookie, pod)| Enrolled {
+            netns: pod.path.clone(),
+            cookie: *cookie,
+            settings: pod.settings.clone(),
+            resolvers: pod.resolvers.clone(),
+            pod: pod.pod.clone(),
+        })
     }
 
     /// The enrolled namespace at `path`, or else the one that was enrolled from

