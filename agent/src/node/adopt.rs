@@ -180,6 +180,7 @@ impl Node {
             // It may be at another place than it was.
             store.save(cookie, &request)?;
         }
+        self.tally.comes(&self.pods.counted(cookie));
         tracing::info!(netns = %request.netns.display(), cookie, "enrolled as before");
         self.note(cookie, request, version, network.routes, nsid, program);
         Ok(())
