@@ -70,7 +70,8 @@ impl Command {
             | Self::Unenroll(_)
             | Self::Status(_)
             | Self::Explain(_)
-            | Self::Check(_) => LogFormat::Text,
+            | Self::Check(_)
+            | Self::Uninstall(_) => LogFormat::Text,
         }
     }
 }
