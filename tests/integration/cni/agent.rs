@@ -12,8 +12,9 @@ use anyhow::{Result, anyhow};
 use shunt::{
     cni::server::{CniServer, WantedPods},
     control::Server,
-    datapath::Datapath,
+    datapath::{Afterwards, Datapath},
     node::NodeHandle,
+    observe::Metrics,
     pods::{PodRef, Wanted},
     settings::{Field, Inputs, Origin, Settings, Splice, Written},
 };
@@ -65,9 +66,11 @@ impl PodsAgent {
         let (cgroup, pods) = (cgroup.path().to_owned(), Arc::clone(&table));
         let serve = async move {
             let server = Server::bind(&socket).expect("nobody else is there");
-            let datapath = Datapath::load(&cgroup, &bpffs, &[], Splice::Off).expect("it loads");
-            let (node, thread) = NodeHandle::start(datapath).expect("it starts");
-            let cni = CniServer::new(node.clone(), pods);
+            let datapath = Datapath::load(&cgroup, &bpffs, &[], Splice::Off, Afterwards::Nothing);
+            let datapath = datapath.expect("it loads");
+            let started = NodeHandle::start(datapath, None).await;
+            let (node, thread) = started.expect("it starts");
+            let cni = CniServer::new(node.clone(), pods, Metrics::new());
             let serving = tokio::spawn(async move { server.serve(node, Some(cni)).await });
             ready.send(()).expect("somebody waits");
             // The sender's end counts as well.
