@@ -145,7 +145,7 @@ fn metrics_count_what_has_happened_and_nothing_else() {
         .expect("it can be started");
     assert!(!place_that_is_none.status.success());
     observed.wait_for(&with_refused);
-    observed.wait_for(&[(ENROLLED, 0.0), (DONE, 1.0)]);
+    observed.wait_for(&[(ENROLLED, 0.0), (DONE, 1.0), (FAILED, 1.0)]);
     observed.agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
     let _proxy = lab.proxy();
     assert_eq!(call(lab.pod.netns(), Node::OUTSIDE, 1), ["pod:15001"]);
@@ -154,7 +154,7 @@ fn metrics_count_what_has_happened_and_nothing_else() {
         (AWAY_OUTBOUND, 7.0),
         (ENROLLED, 1.0),
         (DONE, 2.0),
-        (FAILED, 0.0),
+        (FAILED, 1.0),
     ]);
 }
 

@@ -1,6 +1,6 @@
 //! What the agent logs of the programs' decisions, when it is asked for.
 //!
-//! The agent sets [`LOG_DECISIONS`] before it loads the programs. It is a constant to
+//! The agent sets `LOG_DECISIONS` before it loads the programs. It is a constant to
 //! the verifier, which takes everything behind it out where nothing is logged.
 
 use aya_ebpf::Global;
@@ -30,6 +30,9 @@ pub fn decided(decided: impl FnOnce() -> Decided) {
 /// Sends the decision to the agent. A frame of its own, and in it as little as can
 /// be: the programs that call it have not much left of the stack. So it takes
 /// nothing, and the decision travels as it lies in the map.
+///
+/// Kernels before 6.9 round each frame up to 32 bytes: those of `shunt_sendmsg4` and of
+/// this are 480 and 32 then, and 512 is the limit.
 #[inline(never)]
 fn send() {
     let Some(decided) = DECIDED.get(0) else {
