@@ -300,37 +300,38 @@ fn run(env: &dyn Fn(&str) -> Option<String>, json: &[u8]) -> Result<String> {
 }
 
 fn add(env: &Environment<'_>, config: &Config<'_>) -> Result<String> {
-    let attachment = env.attachment(&config.name)?;
-    let netns = env.required("CNI_NETNS")?;
-    let previous = config.previous()?;
-    if let Some(pod) = env.pod()? {
-        let network = PodNetwork {
-            attachment,
-            netns: netns.into(),
-            pod: pod.clone(),
-        };
-        settle(config, &pod, CniRequest::Add(network))?;
-    }
+    let previous = see_to(env, config, CniRequest::Add)?;
     Ok(format!("{}\n", previous.get()))
 }
 
 fn check(env: &Environment<'_>, config: &Config<'_>) -> Result<String> {
     config.since(CHECK_SINCE, "CHECK")?;
-    let attachment = env.attachment(&config.name)?;
-    let netns = env.required("CNI_NETNS")?;
-    config.previous()?;
-    if let Some(pod) = env.pod()? {
-        let network = PodNetwork {
-            attachment,
-            netns: netns.into(),
-            pod: pod.clone(),
-        };
-        settle(config, &pod, CniRequest::Check(network))?;
-    }
+    see_to(env, config, CniRequest::Check)?;
     Ok(String::new())
 }
 
-/// Has the agent see to a pod. Where it cannot, a pod of a mesh has to wait, and no other.
+/// Has the agent see to the pod, if the container is of one. Gives what the plugins before
+/// have made.
+fn see_to<'a>(
+    env: &Environment<'_>,
+    config: &Config<'a>,
+    request: fn(PodNetwork) -> CniRequest,
+) -> Result<&'a RawValue> {
+    let attachment = env.attachment(&config.name)?;
+    let netns = env.required("CNI_NETNS")?.into();
+    let previous = config.previous()?;
+    if let Some(pod) = env.pod()? {
+        let network = PodNetwork {
+            attachment,
+            netns,
+            pod: pod.clone(),
+        };
+        settle(config, &pod, request(network))?;
+    }
+    Ok(previous)
+}
+
+/// Asks the agent. Where it cannot tell, a pod of a mesh has to wait, and no other.
 fn settle(config: &Config<'_>, pod: &PodRef, request: CniRequest) -> Result<()> {
     let why = match ask(&config.socket, request) {
         Ok(Reply::Undecided(why)) => why,
