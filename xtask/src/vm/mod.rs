@@ -242,17 +242,20 @@ fn in_vm(
     let console = directory()?.join(format!("{name}.console"));
     let start = Instant::now();
     let mut counted = None;
-    image::write(&image, kernel, files, run)?;
     let machine = Machine {
         kernel,
         image: &image,
     };
-    let end = machine.run(&console, limit, |line| {
-        see(line);
-        counted = Tally::from_line(line).or(counted);
+    let end = image::write(&image, kernel, files, run).and_then(|()| {
+        machine.run(&console, limit, |line| {
+            see(line);
+            counted = Tally::from_line(line).or(counted);
+        })
     });
-    fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
+    // Hundreds of megabytes, whatever happened.
+    let removed = fs::remove_file(&image);
     let complaint = complaint(end?, counted, limit);
+    removed.with_context(|| format!("removing {}", image.display()))?;
     let complaint = match complaint {
         Some(complaint) => Some(format!("{complaint}; its console: {}", console.display())),
         None => {
