@@ -16,8 +16,9 @@ use crate::{
     tally::Tally,
 };
 
-/// The variables by which the tests learn of `--random` and `--seed`.
+/// The variables by which the tests learn of `--random`, `--stress` and `--seed`.
 const RANDOM: &str = "SHUNT_TEST_RANDOM";
+const STRESS: &str = "SHUNT_TEST_STRESS";
 const SEED: &str = "SHUNT_TEST_SEED";
 
 /// What `cargo xtask test` takes.
@@ -26,6 +27,9 @@ pub(crate) struct Arguments {
     /// How many random settings the differential test adds to its fixed ones
     #[arg(long, value_name = "N", default_value_t = 20)]
     random: u64,
+    /// How long the stress tests take, all together
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    stress: u64,
     /// Where the random ones start from, to repeat a run; chosen and printed when absent.
     /// The second of them has the seed S + 1, and so on
     #[arg(long, value_name = "S")]
@@ -127,6 +131,7 @@ fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
         .args(&arguments.filter)
         .dir(&paths::root())
         .env(RANDOM, arguments.random.to_string())
+        .env(STRESS, arguments.stress.to_string())
         .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
     let mut tally = Tally::default();
