@@ -302,19 +302,20 @@ impl End {
         (sent, Ok(()))
     }
 
-    /// Sends a pattern without waiting, until nothing has fitted for a while;
-    /// how much has been sent. That much depends on the moment and is not on
-    /// record.
+    /// Sends a pattern from `offset` on without waiting, until nothing has fitted for a
+    /// while: send() has said so (EAGAIN), and so has poll(). How much has been sent,
+    /// which depends on the moment and is not on record. Proxies on the way may make
+    /// room afterwards.
     ///
     /// # Panics
     ///
     /// When something else ends it than a lack of room.
-    pub fn sends_until_full(&self, pattern: Pattern) -> usize {
-        /// Long enough for what is on its way to settle.
+    pub fn sends_until_full(&self, pattern: Pattern, offset: usize) -> usize {
+        /// Long enough for what is on its way to settle, as a rule.
         const SETTLED: Duration = Duration::from_millis(100);
         let mut sent = 0;
         loop {
-            let chunk = pattern.bytes(sent as u64, 16 * 1024);
+            let chunk = pattern.bytes((offset + sent) as u64, 16 * 1024);
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(self.socket.as_raw_fd(), &chunk, flags) {
                 Ok(more) => sent += more,

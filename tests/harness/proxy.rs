@@ -171,8 +171,9 @@ struct Pair {
 impl Pair {
     fn new(streams: [TcpStream; 2]) -> Self {
         for stream in &streams {
-            // It is there to fail later if it does now.
+            // It is there to fail later if one does now.
             let _ = stream.set_nodelay(true);
+            let _ = SockRef::from(stream).set_out_of_band_inline(true);
         }
         Self {
             streams,
@@ -250,6 +251,16 @@ enum Piece {
     Urgent(u8),
 }
 
+impl Piece {
+    /// In bytes.
+    fn length(&self) -> usize {
+        match self {
+            Self::Bytes(bytes, start) => bytes.len() - start,
+            Self::Urgent(_) => 1,
+        }
+    }
+}
+
 impl Flow {
     /// Reads and writes as long as neither would block; tells how many bytes it
     /// has read and written.
@@ -266,23 +277,18 @@ impl Flow {
     fn fill(&mut self, from: &mut TcpStream) -> io::Result<usize> {
         let mut total = 0;
         while !self.ended && self.held < LIMIT {
-            if let Some(byte) = urgent(from) {
-                self.queue.push_back(Piece::Urgent(byte));
-                self.held += 1;
-                total += 1;
-            }
-            let mut chunk = vec![0; LIMIT - self.held];
-            match from.read(&mut chunk) {
-                Ok(0) => self.ended = true,
-                Ok(read) => {
-                    chunk.truncate(read);
-                    self.queue.push_back(Piece::Bytes(chunk, 0));
-                    self.held += read;
-                    total += read;
+            let piece = match next_piece(from, LIMIT - self.held) {
+                Ok(Some(piece)) => piece,
+                Ok(None) => {
+                    self.ended = true;
+                    break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
-            }
+            };
+            self.held += piece.length();
+            total += piece.length();
+            self.queue.push_back(piece);
         }
         Ok(total)
     }
@@ -317,23 +323,32 @@ impl Flow {
 }
 
 nix::ioctl_read_bad!(
-    /// Whether the next byte is the one after which an urgent one was sent.
+    /// Whether the next byte is the urgent one.
     at_mark,
     0x8905,
     libc::c_int
 );
 
-/// The urgent byte, where the stream has been read up to it.
-fn urgent(from: &TcpStream) -> Option<u8> {
-    let mut is_at_mark = 0;
-    // SAFETY: the kernel writes one int.
-    unsafe { at_mark(from.as_raw_fd(), &raw mut is_at_mark) }.ok()?;
-    if is_at_mark == 0 {
-        return None;
+/// Reads from a socket that has urgent bytes in its stream (SO_OOBINLINE): the urgent
+/// one alone, or up to it, or up to `most` bytes; `None` at the end of the stream.
+///
+/// An urgent byte is known by the time that it can be read, and a read that begins
+/// before one ends there. So it is asked about a byte that is there already: between
+/// a look at an empty queue and the read an urgent byte might come.
+fn next_piece(from: &mut TcpStream, most: usize) -> io::Result<Option<Piece>> {
+    if from.peek(&mut [0])? == 0 {
+        return Ok(None);
     }
-    let mut byte = [std::mem::MaybeUninit::new(0)];
-    // It may have been taken before.
-    let read = SockRef::from(from).recv_out_of_band(&mut byte).ok()?;
-    // SAFETY: it was initialised above.
-    (read == 1).then(|| unsafe { byte[0].assume_init() })
+    let mut is_urgent = 0;
+    // SAFETY: the kernel writes one int.
+    unsafe { at_mark(from.as_raw_fd(), &raw mut is_urgent) }?;
+    if is_urgent != 0 {
+        let mut byte = [0];
+        from.read_exact(&mut byte)?;
+        return Ok(Some(Piece::Urgent(byte[0])));
+    }
+    let mut chunk = vec![0; most];
+    let read = from.read(&mut chunk)?;
+    chunk.truncate(read);
+    Ok(Some(Piece::Bytes(chunk, 0)))
 }

@@ -16,8 +16,11 @@ use crate::{
     tally::Tally,
 };
 
-/// The variables by which the tests learn of `--random` and `--seed`.
+/// The variables by which the tests learn of `--random`, `--stress`, `--splice` and
+/// `--seed`.
 const RANDOM: &str = "SHUNT_TEST_RANDOM";
+const STRESS: &str = "SHUNT_TEST_STRESS";
+const SPLICE: &str = "SHUNT_TEST_SPLICE";
 const SEED: &str = "SHUNT_TEST_SEED";
 
 /// What `cargo xtask test` takes.
@@ -26,6 +29,13 @@ pub(crate) struct Arguments {
     /// How many random settings the differential test adds to its fixed ones
     #[arg(long, value_name = "N", default_value_t = 20)]
     random: u64,
+    /// How long the stress tests take, all together
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    stress: u64,
+    /// Which mode of splicing is compared with none, in place of the one that the agent
+    /// picks: between, proxy or all
+    #[arg(long, value_name = "MODE")]
+    splice: Option<String>,
     /// Where the random ones start from, to repeat a run; chosen and printed when absent.
     /// The second of them has the seed S + 1, and so on
     #[arg(long, value_name = "S")]
@@ -128,8 +138,13 @@ fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
         .args(&arguments.filter)
         .dir(&paths::root())
         .env(RANDOM, arguments.random.to_string())
+        .env(STRESS, arguments.stress.to_string())
         .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
+    let step = match &arguments.splice {
+        Some(mode) => step.env(SPLICE, mode),
+        None => step,
+    };
     let mut tally = Tally::default();
     let status = env::with_tests(step)?.stream(|line| {
         say(line);

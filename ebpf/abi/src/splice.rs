@@ -67,6 +67,13 @@ impl EndKey {
         }
     }
 
+    /// Both sequence numbers in one word. Two connections of a node have the same
+    /// by a chance of 2^-64.
+    #[inline(always)]
+    pub const fn starts(&self) -> u64 {
+        (self.local_start as u64) << 32 | self.remote_start as u64
+    }
+
     /// The other end.
     #[inline(always)]
     pub const fn peer(&self) -> Self {
@@ -87,6 +94,9 @@ impl EndKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct End {
+    /// What its key says by [`EndKey::starts`]: the first word that is written, so
+    /// that a reader who looks at it last knows whose element it has read.
+    pub starts: u64,
     /// Where the kernel has its `struct sock`. It is believed only as long as
     /// there is a socket with this cookie.
     pub address: u64,

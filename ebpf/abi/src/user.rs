@@ -45,7 +45,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * 56 + size_of::<SpliceCounters>());
     assert!(size_of::<SpliceCounters>() == 8 * 18);
     assert!(size_of::<Decided>() == 8 + 2 * 16 + 2 * 2 + 3 * 4);
-    assert!(size_of::<End>() == 32);
+    assert!(size_of::<End>() == 40);
     assert!(size_of::<EndKey>() == 56);
     assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<Event>() == 16);
@@ -59,6 +59,6 @@ const _: () = {
     assert!(size_of::<PortChunkKey>() == 8);
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<RouteKey>() == 24);
-    assert!(size_of::<Sender>() == 56 + 32 + 4 * 6);
+    assert!(size_of::<Sender>() == 56 + 40 + 4 * 6);
     assert!(size_of::<SpliceOffsets>() == 4 * 15);
 };

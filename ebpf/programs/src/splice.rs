@@ -1,7 +1,9 @@
 //! A message between two sockets of this node: facts gathered, the decision
 //! asked for, and done.
 
-use shunt_abi::{END_PROXY, End, Fallback, Sender, SpliceMode};
+use core::ptr;
+
+use shunt_abi::{END_PROXY, End, EndKey, Fallback, Sender, SpliceMode};
 use shunt_decide::{Message, Way, splice};
 
 use crate::{
@@ -97,12 +99,25 @@ fn facts(call: Outgoing, socket: Socket, sender: &mut Sender) -> Message {
 #[inline(always)]
 fn peer(sender: &mut Sender) -> Option<End> {
     if sender.peer.address == 0 {
-        // SAFETY: the element is only copied; what is read of it does not change.
-        sender.peer = *unsafe { ENDS.get(sender.key.peer()) }?;
+        sender.peer = end(sender.key.peer())?;
     }
     let peer = kernel::forget(sender.peer);
     let cookie = Address::kept(peer.address)?.field::<u64>(offsets().common_cookie)?;
     (cookie == peer.cookie).then_some(peer)
+}
+
+/// What is known of an end; `None` also when its element was deleted meanwhile, whose
+/// memory the kernel gives to another connection at once.
+#[inline(always)]
+fn end(key: EndKey) -> Option<End> {
+    let element = ENDS.get_ptr_mut(key)?;
+    // SAFETY: an element of the map, which is readable also when it has another
+    // owner. It is read in this order, the word that tells the owner at last.
+    let (end, starts) = unsafe {
+        let end = ptr::read_volatile(element);
+        (end, ptr::read_volatile(&raw const (*element).starts))
+    };
+    (starts == key.starts()).then_some(end)
 }
 
 /// What both pods allow, a [`SpliceMode`] code.

@@ -183,6 +183,7 @@ fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sen
     let (own, remote) = event.first_bytes(active);
     sender.key = EndKey::new(netns, &event.local(), &event.remote(), own, remote);
     let end = End {
+        starts: sender.key.starts(),
         address: address.number(),
         cookie: event.cookie(),
         netns,

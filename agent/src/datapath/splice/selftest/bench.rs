@@ -114,6 +114,7 @@ impl Bench {
         let remote = endpoint(end.peer_addr()?)?;
         let key = EndKey::new(self.netns, &local, &remote, 0, 0);
         let known = End {
+            starts: key.starts(),
             // The iterator knows where it is.
             address: 0,
             cookie: getsockopt(end, Cookie)?,

@@ -1,0 +1,71 @@
+//! A proxy that is replaced while connections are open, as with a hot restart:
+//! both listen on the same ports (SO_REUSEPORT) for some time.
+
+use shunt_tests::{Record, Splice, deadline::wait_until, end::nothing};
+
+use super::{Ends, Lab, MODES, Manner, Side};
+
+/// What goes back and forth on a connection.
+fn exchange(ends: &Ends) {
+    assert_eq!(ends.app.send("question"), Ok(8));
+    ends.peer.gets("question");
+    assert_eq!(ends.peer.send("answer"), Ok(6));
+    ends.app.gets("answer");
+}
+
+/// Everything that the applications see.
+fn replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
+    let mut lab = Lab::kept(mode);
+    let record = Record::default();
+    let old = lab.ends(manner, Side::Client, &record);
+    let newer = lab.new_proxies();
+    let older = std::mem::replace(&mut lab.proxies, newer);
+    for proxy in &older {
+        proxy.stop_listening();
+    }
+    exchange(&old);
+    // Spliced as the first was.
+    let new = lab.ends(manner, Side::Client, &record);
+    exchange(&new);
+    exchange(&old);
+    drop(older);
+    // It has closed what was open.
+    assert_eq!(old.app.gets_end(), nothing());
+    assert_eq!(old.peer.gets_end(), nothing());
+    exchange(&new);
+    let third = lab.ends(manner, Side::Server, &record);
+    exchange(&third);
+    exchange(&new);
+    record.lines()
+}
+
+#[test]
+fn a_proxy_is_replaced() {
+    for manner in Manner::ALL {
+        let [plain, spliced] = MODES.map(|mode| replaced(mode(), manner));
+        assert_eq!(plain, spliced, "{manner:?}");
+    }
+}
+
+/// Nobody listens for a while. The connections that are open have ended, and
+/// those of the next proxy are as good as the first.
+#[test]
+fn a_proxy_ends_and_another_starts() {
+    for mode in MODES {
+        let mut lab = Lab::kept(mode());
+        let record = Record::default();
+        for _ in 0..3 {
+            let ends = lab.ends(Manner::NonBlocking, Side::Client, &record);
+            exchange(&ends);
+            lab.proxies = lab.new_proxies();
+            wait_until("the connection to end", || {
+                let read = ends.app.unnoticed().recv(1);
+                if read == nothing() {
+                    Ok(())
+                } else {
+                    Err(format!("{read:?}"))
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Ways to write.
+
+use std::{io::IoSlice, os::fd::AsRawFd, time::Duration};
+
+use nix::{
+    errno::Errno,
+    libc,
+    poll::PollFlags,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
+use shunt_tests::{Blocked, End, Pattern, end::ENDED, syscall::option};
+
+use super::{Ends, Manner, PLENTY, compare};
+
+const PATTERN: Pattern = Pattern::new(4);
+
+#[test]
+fn writes_that_do_not_wait() {
+    compare(&Manner::NON_BLOCKING, |Ends { app, peer, .. }| {
+        let sent = app.sends_until_full(PATTERN, 0);
+        peer.unnoticed().gets_pattern(PATTERN, sent);
+        app.has(PollFlags::POLLOUT);
+        assert_eq!(app.send("more"), Ok(4));
+        peer.gets("more");
+    });
+}
+
+#[test]
+fn a_write_that_may_wait_sends_all() {
+    compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
+        let text = "0123456789abcdef".repeat(PLENTY / 16);
+        let writer = app.unnoticed();
+        let whole = text.clone();
+        let writing = Blocked::in_call(libc::SYS_sendto, move || writer.send(&whole));
+        peer.unnoticed().gets(&text);
+        assert_eq!(app.note("has sent", writing.answer()), Ok(PLENTY));
+    });
+}
+
+#[test]
+fn a_write_waits_so_long() {
+    compare(&Manner::BLOCKING, |Ends { app, peer, .. }| {
+        let patience = Some(Duration::from_millis(50));
+        app.socket().set_write_timeout(patience).expect("open");
+        let (sent, result) = app.sends_pattern(PATTERN, PLENTY);
+        assert_eq!(app.note("is told", result), Err(Errno::EAGAIN));
+        peer.unnoticed().gets_pattern(PATTERN, sent);
+        app.has(PollFlags::POLLOUT);
+        assert_eq!(app.send("more"), Ok(4));
+        peer.gets("more");
+    });
+}
+
+#[test]
+fn writes_of_pieces() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        assert_eq!(app.writev(&["a", "", "bc"]), Ok(3));
+        peer.gets("abc");
+        assert_eq!(app.send(""), Ok(0));
+        let large = "z".repeat(10_000);
+        assert_eq!(app.writev(&[&large, "end"]), Ok(10_003));
+        peer.gets(&large);
+        peer.gets("end");
+    });
+}
+
+const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
+
+/// With MSG_MORE or TCP_CORK a part waits until the rest has come.
+#[test]
+fn writes_that_wait_for_more() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        assert_eq!(app.send_with("ab", MORE), Ok(2));
+        assert_eq!(app.send("cd"), Ok(2));
+        peer.gets("abcd");
+        app.socket().set_tcp_cork(true).expect("an open socket");
+        assert_eq!(app.send("ef"), Ok(2));
+        assert_eq!(app.send("gh"), Ok(2));
+        app.socket().set_tcp_cork(false).expect("an open socket");
+        peer.gets("efgh");
+    });
+}
+
+/// Nothing that was sent stays on the way.
+#[test]
+fn what_is_acknowledged_has_left_the_socket() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        let bytes = "w".repeat(50_000);
+        assert_eq!(app.send(&bytes), Ok(50_000));
+        peer.gets(&bytes);
+        shunt_tests::deadline::wait_until("an empty send queue", || match unsent(&app) {
+            0 => Ok(()),
+            left => Err(format!("{left} bytes")),
+        });
+        app.note("has nothing to send", ());
+    });
+}
+
+fn unsent(end: &End) -> libc::c_int {
+    let mut left = 0;
+    // SAFETY: the kernel writes one int.
+    let done = unsafe { libc::ioctl(end.socket().as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+    assert_eq!(done, 0, "SIOCOUTQ");
+    left
+}
+
+/// The kernel tells when it does not need the caller's bytes any more.
+#[test]
+fn writes_without_a_copy() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        let large = "z".repeat(20_000);
+        set_zerocopy(&app);
+        for round in 0..3 {
+            let sent = send_without_copy(&app, large.as_bytes());
+            assert_eq!(app.note("sends without a copy", sent), Ok(20_000));
+            peer.gets(&large);
+            app.has(PollFlags::POLLERR);
+            let done = completions(&app);
+            assert_eq!(app.note("is told of", done), Ok((round, round)));
+            // It is no error of the connection.
+            assert_eq!(app.has_now(PollFlags::POLLIN), PollFlags::empty());
+            assert_eq!(app.error(), None);
+        }
+        assert_eq!(app.send("by copy"), Ok(7));
+        peer.gets("by copy");
+        assert_eq!(peer.send("answer"), Ok(6));
+        app.gets("answer");
+        assert_eq!(
+            app.note("is told of", completions(&app)),
+            Err(Errno::EAGAIN)
+        );
+    });
+}
+
+/// Several, one of which is not told of before the next is sent; and the flag
+/// on a socket that has not asked for it.
+#[test]
+fn many_writes_without_a_copy() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        let large = "z".repeat(20_000);
+        let sent = send_without_copy(&app, large.as_bytes());
+        assert_eq!(app.note("sends without a copy", sent), Ok(20_000));
+        peer.gets(&large);
+        assert_eq!(app.has_now(PollFlags::POLLIN), PollFlags::empty());
+        set_zerocopy(&app);
+        for _ in 0..10 {
+            let sent = send_without_copy(&app, large.as_bytes());
+            assert_eq!(app.note("sends without a copy", sent), Ok(20_000));
+            peer.gets(&large);
+        }
+        let mut told = 0;
+        while told < 10 {
+            app.poll(PollFlags::POLLERR);
+            let (first, last) = completions(&app).expect("it was announced");
+            assert_eq!(first, told);
+            told = last + 1;
+        }
+        app.note("is told of so many", told);
+    });
+}
+
+fn set_zerocopy(end: &End) {
+    let on: libc::c_int = 1;
+    // SAFETY: the option is one int.
+    let done = unsafe {
+        libc::setsockopt(
+            end.socket().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            4,
+        )
+    };
+    assert_eq!(done, 0, "SO_ZEROCOPY");
+}
+
+fn send_without_copy(end: &End, bytes: &[u8]) -> Result<usize, Errno> {
+    let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY);
+    let slices = [IoSlice::new(bytes)];
+    nix::sys::socket::sendmsg::<()>(end.socket().as_raw_fd(), &slices, &[], flags, None)
+}
+
+/// Which sends the next message of the error queue says are done: the first and
+/// the last, counted from 0.
+fn completions(end: &End) -> Result<(u32, u32), Errno> {
+    let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
+    let flags = MsgFlags::MSG_ERRQUEUE;
+    let message = recvmsg::<()>(end.socket().as_raw_fd(), &mut [], Some(&mut space), flags)?;
+    let Some(ControlMessageOwned::Ipv4RecvErr(told, _)) = message.cmsgs()?.next() else {
+        panic!("a message of the error queue says why it is there");
+    };
+    // SO_EE_ORIGIN_ZEROCOPY
+    assert_eq!(told.ee_origin, 5);
+    assert_eq!(told.ee_errno, 0);
+    Ok((told.ee_info, told.ee_data))
+}
+
+/// What TCP_INFO says of the state and of what is on the way. It counts the
+/// bytes that TCP has carried, so its sums tell that others were spliced: they
+/// are left out.
+#[test]
+fn what_tcp_tells_of_itself() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        settle(&app);
+        assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
+        assert_eq!(peer.send("abc"), Ok(3));
+        app.gets("abc");
+        assert_eq!(app.send("def"), Ok(3));
+        peer.gets("def");
+        settle(&app);
+        assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
+        assert_eq!(peer.shutdown(std::net::Shutdown::Write), Ok(()));
+        app.has(ENDED);
+        settle(&app);
+        assert_eq!(told_of_itself(&app).0, CLOSE_WAIT);
+        assert_eq!(app.send("ghi"), Ok(3));
+        peer.gets("ghi");
+        assert_eq!(app.shutdown(std::net::Shutdown::Write), Ok(()));
+        app.has(PollFlags::POLLHUP);
+        shunt_tests::deadline::wait_until("the last acknowledgement", || {
+            match told_of_itself(&app.unnoticed()).0 {
+                CLOSED => Ok(()),
+                other => Err(other.to_string()),
+            }
+        });
+    });
+}
+
+const ESTABLISHED: u8 = 1;
+const CLOSED: u8 = 7;
+const CLOSE_WAIT: u8 = 8;
+
+fn settle(end: &End) {
+    shunt_tests::deadline::wait_until("acknowledgements", || match unsent(end) {
+        0 => Ok(()),
+        left => Err(format!("{left}")),
+    });
+}
+
+/// State, segments not acknowledged, segments lost, segments sent again.
+fn told_of_itself(end: &End) -> (u8, u32, u32, u32) {
+    const LENGTH: usize = size_of::<libc::tcp_info>();
+    let answer = option(end.socket(), libc::IPPROTO_TCP, libc::TCP_INFO, LENGTH);
+    assert_eq!((answer.result, answer.length as usize), (Ok(()), LENGTH));
+    let word = |offset: usize| {
+        let bytes = &answer.buffer[offset..offset + 4];
+        u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
+    };
+    let told = (
+        answer.buffer[0],
+        word(std::mem::offset_of!(libc::tcp_info, tcpi_unacked)),
+        word(std::mem::offset_of!(libc::tcp_info, tcpi_lost)),
+        word(std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans)),
+    );
+    end.note("is in the state, with segments on the way", told)
+}
