@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod env;
 mod exec;
+mod kubernetes;
 mod lint;
 mod paths;
 mod setup;

@@ -30,6 +30,10 @@ pub(crate) struct Arguments {
     /// The second of them has the seed S + 1, and so on
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// Run the tests on a real node instead, which is made of Kubernetes' own programs;
+    /// they are built from Debian's source package the first time, in about 10 minutes
+    #[arg(long)]
+    kubernetes: bool,
     /// Run only the tests whose name contains one of these
     filter: Vec<String>,
 }
@@ -39,7 +43,13 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         "test",
         "the tests need root because they make network namespaces, load BPF programs and iptables rules",
     )?;
-    setup::ensure(&[Use::Build, Use::Tests])?;
+    let runs = if arguments.kubernetes {
+        setup::ensure(&[Use::Build, Use::Tests, Use::Kubernetes])?;
+        ON_A_NODE
+    } else {
+        setup::ensure(&[Use::Build, Use::Tests])?;
+        RUNS
+    };
     build::agent()?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
     say(format!(
@@ -48,7 +58,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     ));
 
     let mut report = Report::default();
-    for run in RUNS {
+    for run in runs {
         report.add(
             run,
             outcome(run, arguments, seed)?,
@@ -111,6 +121,13 @@ const RUNS: &[Run] = &[
         may_be_empty: false,
     },
 ];
+
+/// What `--kubernetes` runs.
+const ON_A_NODE: &[Run] = &[Run {
+    name: "the tests on a real node",
+    selection: &["--package", "shunt-tests", "--test", "kubernetes"],
+    may_be_empty: false,
+}];
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug)]

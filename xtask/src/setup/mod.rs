@@ -18,7 +18,7 @@ use self::{
     packages::{For, Package},
     toolchain::Choice,
 };
-use crate::{paths, say};
+use crate::{kubernetes, paths, say};
 
 /// What a task is going to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub(crate) enum Use {
     Build,
     /// Run the integration tests or the demo.
     Tests,
+    /// Run the tests on a real node, beside what the tests need.
+    Kubernetes,
     /// Run the benchmark, beside what the tests need.
     Bench,
     /// Run the lints.
@@ -76,6 +78,7 @@ struct Missing {
     choice: Choice,
     envoy: bool,
     deny: bool,
+    kubernetes: bool,
     packages: Vec<&'static Package>,
 }
 
@@ -85,13 +88,15 @@ impl Missing {
         let choice = toolchain::choose(linker.llvm())?;
         let envoy = uses.contains(&Use::Tests) && envoy::is_missing()?;
         let deny = uses.contains(&Use::Lint) && deny::is_missing();
-        let needs = package_needs(uses, &linker, &choice, envoy);
+        let kubernetes = uses.contains(&Use::Kubernetes) && kubernetes::is_missing()?;
+        let needs = package_needs(uses, &linker, &choice, envoy, kubernetes);
         Ok(Self {
             packages: packages::missing(&needs),
             linker,
             choice,
             envoy,
             deny,
+            kubernetes,
         })
     }
 
@@ -101,12 +106,14 @@ impl Missing {
             choice,
             envoy,
             deny,
+            kubernetes,
             packages,
         } = self;
         matches!(linker, Linker::Fit { .. })
             && matches!(choice, Choice::Use(..))
             && !envoy
             && !deny
+            && !kubernetes
             && packages.is_empty()
     }
 
@@ -189,6 +196,9 @@ impl Missing {
             );
             deny::install()?;
         }
+        if self.kubernetes {
+            kubernetes::install()?;
+        }
         Ok(Ready {
             toolchain,
             why,
@@ -198,7 +208,13 @@ impl Missing {
 }
 
 /// Which rows of the package table matter.
-fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) -> Vec<For> {
+fn package_needs(
+    uses: &[Use],
+    linker: &Linker,
+    choice: &Choice,
+    envoy: bool,
+    build_kubernetes: bool,
+) -> Vec<For> {
     let (install_debians, use_debians) = match choice {
         Choice::Debian { install, .. } => (*install, true),
         Choice::Use(toolchain, _) => (false, toolchain.is_debians()),
@@ -211,6 +227,8 @@ fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, envoy: bool) ->
         (For::Envoy, envoy),
         (For::Tests, uses.contains(&Use::Tests)),
         (For::Bench, uses.contains(&Use::Bench)),
+        (For::Kubernetes, uses.contains(&Use::Kubernetes)),
+        (For::KubernetesBuild, build_kubernetes),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))
@@ -235,6 +253,7 @@ mod tests {
             choice: debian(),
             envoy: true,
             deny: true,
+            kubernetes: true,
         }
     }
 
@@ -242,13 +261,13 @@ mod tests {
     fn only_what_is_used_is_needed() {
         let fit = Linker::Fit { llvm: Some(22) };
         assert_eq!(
-            package_needs(&[Use::Build], &fit, &debian(), false),
+            package_needs(&[Use::Build], &fit, &debian(), false, false),
             [For::Build, For::Toolchain]
         );
-        let lint = package_needs(&[Use::Build, Use::Lint], &fit, &debian(), false);
+        let lint = package_needs(&[Use::Build, Use::Lint], &fit, &debian(), false, false);
         assert_eq!(lint, [For::Build, For::Toolchain, For::Clippy]);
         let unfit = Linker::Unfit("it is not there".to_owned());
-        let tests = package_needs(&[Use::Build, Use::Tests], &unfit, &debian(), true);
+        let tests = package_needs(&[Use::Build, Use::Tests], &unfit, &debian(), true, false);
         assert_eq!(
             tests,
             [
