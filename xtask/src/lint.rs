@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::{
-    complain,
+    chart, complain,
     exec::Step,
     paths, say,
     setup::{self, Toolchain, Use},
@@ -13,7 +13,7 @@ use crate::{
 
 /// Runs every lint, also after one that failed.
 pub(crate) fn command() -> Result<ExitCode> {
-    let ready = setup::ensure(&[Use::Build, Use::Lint])?;
+    let ready = setup::ensure(&[Use::Build, Use::Lint, Use::Chart])?;
     let lints = [
         format(),
         clippy_host(),
@@ -21,9 +21,12 @@ pub(crate) fn command() -> Result<ExitCode> {
         rustdoc(),
         deny(),
     ];
+    let root = paths::root();
+    let lints = lints.into_iter().map(|lint| lint.dir(&root).run());
     let mut failed = false;
-    for lint in lints {
-        if let Err(error) = lint.dir(&paths::root()).run() {
+    // Each is run when it is asked for.
+    for done in lints.chain(std::iter::once_with(chart::check)) {
+        if let Err(error) = done {
             complain(format!("error: {error:#}"));
             failed = true;
         }

@@ -6,9 +6,11 @@
 
 mod bench;
 mod build;
+mod chart;
 mod demo;
 mod env;
 mod exec;
+mod image;
 mod kubernetes;
 mod lint;
 mod paths;
@@ -34,7 +36,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what is missing: Debian packages, a toolchain for the BPF crate, bpf-linker, Envoy
+    /// Install what is missing: Debian packages, a toolchain for the BPF crate, bpf-linker, Envoy,
+    /// Helm's library
     ///
     /// Says for each thing what it is for, and does nothing the second time.
     /// The BPF crate is built with the toolchain that SHUNT_BPF_TOOLCHAIN names,
@@ -51,7 +54,12 @@ enum Task {
     Demo,
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
     Bench(bench::Arguments),
-    /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies
+    /// The container image, as an OCI archive, without a container engine
+    Image(image::Arguments),
+    /// Write the plain manifests from the Helm chart: deploy/manifests
+    Manifests,
+    /// Formatting, clippy (host and BPF crates), rustdoc, licences and sources of dependencies,
+    /// the Helm chart
     Lint,
     /// Print where things are, as NAME=value: what the tests get in their environment
     Env,
@@ -64,6 +72,8 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::command(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
+        Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Manifests => chart::command().map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::command(),
         Task::Env => env::command().map(|()| ExitCode::SUCCESS),
     };

