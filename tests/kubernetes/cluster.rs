@@ -2,6 +2,7 @@
 //! CNI plugins.
 
 use std::{
+    cell::RefCell,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -44,10 +45,10 @@ const KUBELET_TOKEN: &str = "kubelet-token";
 /// the namespaces.
 pub(crate) struct Cluster {
     etcd: Process,
-    apiserver: Option<Process>,
+    apiserver: RefCell<Option<Process>>,
     others: Vec<Process>,
     containerd: Process,
-    kubelet: Option<Process>,
+    kubelet: RefCell<Option<Process>>,
     api: Api,
 }
 
@@ -69,12 +70,12 @@ impl Cluster {
         for (name, token) in [("admin.conf", ADMIN_TOKEN), ("kubelet.conf", KUBELET_TOKEN)] {
             write_json(&file(name), &kubeconfig(token));
         }
-        let mut cluster = Self {
+        let cluster = Self {
             etcd,
-            apiserver: Some(apiserver),
+            apiserver: RefCell::new(Some(apiserver)),
             others: vec![start_controllers(), start_scheduler()],
             containerd,
-            kubelet: None,
+            kubelet: RefCell::new(None),
             api,
         };
         cluster.start_kubelet();
@@ -100,25 +101,25 @@ impl Cluster {
     }
 
     /// Kills the API server, without a warning.
-    pub(crate) fn kill_apiserver(&mut self) {
+    pub(crate) fn kill_apiserver(&self) {
         self.apiserver.take().expect("it runs").kill();
     }
 
     /// Starts the API server once more.
-    pub(crate) fn restart_apiserver(&mut self) {
+    pub(crate) fn restart_apiserver(&self) {
         let apiserver = start_apiserver();
         wait_for_api(&self.api, &apiserver);
-        self.apiserver = Some(apiserver);
+        self.apiserver.replace(Some(apiserver));
     }
 
     /// Ends kubelet and starts it again, as its upgrade does.
-    pub(crate) fn restart_kubelet(&mut self) {
+    pub(crate) fn restart_kubelet(&self) {
         self.kubelet.take().expect("it runs").stop();
         self.start_kubelet();
     }
 
-    fn start_kubelet(&mut self) {
-        self.kubelet = Some(start_kubelet());
+    fn start_kubelet(&self) {
+        self.kubelet.replace(Some(start_kubelet()));
     }
 
     /// Drops what etcd remembers of the past, so that a watch from there gets 410.
@@ -137,25 +138,57 @@ impl Cluster {
     /// What the programs of the cluster have written, for a failure nobody
     /// understands.
     pub(crate) fn logs(&self) -> String {
-        let named = [
+        let (apiserver, kubelet) = (self.apiserver.borrow(), self.kubelet.borrow());
+        let mut named = vec![
             ("etcd", Some(&self.etcd)),
-            ("kube-apiserver", self.apiserver.as_ref()),
+            ("kube-apiserver", apiserver.as_ref()),
             ("containerd", Some(&self.containerd)),
-            ("kubelet", self.kubelet.as_ref()),
+            ("kubelet", kubelet.as_ref()),
         ];
-        let others = self
-            .others
-            .iter()
-            .map(|process| ("controllers, scheduler", Some(process)));
+        named.extend(
+            self.others
+                .iter()
+                .map(|process| ("controllers, scheduler", Some(process))),
+        );
         named
             .into_iter()
-            .chain(others)
             .filter_map(|(name, process)| {
-                let lines: Vec<_> = process?.output().lines().map(str::to_owned).collect();
-                let last = lines.len().saturating_sub(60);
+                let output = process?.output();
+                let lines: Vec<_> = output.lines().collect();
+                let last = lines.len().saturating_sub(40);
                 Some(format!("--- {name}\n{}\n", lines[last..].join("\n")))
             })
             .collect()
+    }
+
+    /// Takes away what a scenario that has failed has left.
+    pub(crate) fn clear(&self) {
+        if self.apiserver.borrow().is_none() {
+            self.restart_apiserver();
+        }
+        let pods = self.api.list("v1", "Pod", Some("default"));
+        for pod in pods.expect("the API server answers") {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            self.api.delete("v1", "Pod", Some("default"), name, 0);
+        }
+    }
+
+    /// Ends it at once: nothing of it is to be kept, and the API server would wait a
+    /// minute for those who watch.
+    pub(crate) fn end(self) {
+        let Self {
+            etcd,
+            apiserver,
+            others,
+            containerd,
+            kubelet,
+            api: _,
+        } = self;
+        let running = [kubelet.take(), apiserver.take(), Some(containerd), Some(etcd)];
+        others
+            .into_iter()
+            .chain(running.into_iter().flatten())
+            .for_each(Process::kill);
     }
 
     fn wait_for_node(&self) {

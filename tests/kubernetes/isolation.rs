@@ -248,6 +248,10 @@ fn hierarchy(line: &str) -> Option<Hierarchy> {
 fn first(arguments: &[String]) -> ExitCode {
     let (files, arguments) = arguments.split_first().expect("`outside` names it");
     furnish(Path::new(files));
+    #[expect(
+        clippy::zombie_processes,
+        reason = "the loop below waits for every child"
+    )]
     let node = Command::new(this_program())
         .arg(NODE)
         .args(arguments)
