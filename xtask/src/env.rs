@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{exec::Step, kubernetes, paths, say, setup};
+use crate::{exec::Step, paths, say, setup};
 
 pub(crate) fn command() -> Result<()> {
     say(format!("SHUNT_CACHE={}", paths::cache()?.display()));
@@ -15,11 +15,10 @@ pub(crate) fn command() -> Result<()> {
 }
 
 /// What the tests and the demo learn by their environment.
-fn for_tests() -> Result<[(&'static str, PathBuf); 3]> {
+fn for_tests() -> Result<[(&'static str, PathBuf); 2]> {
     Ok([
         ("SHUNT_BIN", paths::release("shunt")),
         (setup::ENVOY_VARIABLE, setup::envoy()?),
-        (kubernetes::VARIABLE, kubernetes::directory()?),
     ])
 }
 

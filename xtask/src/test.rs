@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, the integration tests last.
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +12,7 @@ use clap::Args;
 use crate::{
     build, complain, env,
     exec::Step,
-    paths, say,
+    kubernetes, paths, say,
     setup::{self, Use},
     tally::Tally,
 };
@@ -43,12 +44,12 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         "test",
         "the tests need root because they make network namespaces, load BPF programs and iptables rules",
     )?;
-    let runs = if arguments.kubernetes {
-        setup::ensure(&[Use::Build, Use::Tests, Use::Kubernetes])?;
-        ON_A_NODE
+    let (runs, variables) = if arguments.kubernetes {
+        setup::ensure(&[Use::Build, Use::Tests, Use::Kubernetes, Use::Chart])?;
+        (ON_A_NODE, kubernetes::for_tests()?)
     } else {
         setup::ensure(&[Use::Build, Use::Tests])?;
-        RUNS
+        (RUNS, Vec::new())
     };
     build::agent()?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
@@ -61,7 +62,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     for run in runs {
         report.add(
             run,
-            outcome(run, arguments, seed)?,
+            outcome(run, arguments, seed, &variables)?,
             !arguments.filter.is_empty(),
         );
     }
@@ -136,8 +137,13 @@ struct Outcome {
     success: bool,
 }
 
-fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
-    let step = Step::new("cargo", format!("running {}", run.name))
+fn outcome(
+    run: &Run,
+    arguments: &Arguments,
+    seed: u64,
+    variables: &[(&str, PathBuf)],
+) -> Result<Outcome> {
+    let mut step = Step::new("cargo", format!("running {}", run.name))
         .args(["test", "--locked", "--no-fail-fast"])
         .args(run.selection)
         .arg("--")
@@ -146,6 +152,9 @@ fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
         .env(RANDOM, arguments.random.to_string())
         .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
+    for (name, path) in variables {
+        step = step.env(name, path);
+    }
     let mut tally = Tally::default();
     let status = env::with_tests(step)?.stream(|line| {
         say(line);

@@ -15,13 +15,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{paths, say};
+use crate::{image, paths, say, setup};
 
 /// The version that is in Debian 12.
 pub(crate) const VERSION: &str = "1.20.2";
-
-/// The variable by which the tests learn where the programs are.
-pub(crate) const VARIABLE: &str = "SHUNT_KUBERNETES";
 
 /// What a cluster of one node consists of, beside etcd and containerd.
 const PROGRAMS: [&str; 4] = [
@@ -34,6 +31,16 @@ const PROGRAMS: [&str; 4] = [
 /// Where the programs are, or will be.
 pub(crate) fn directory() -> Result<PathBuf> {
     Ok(paths::cache()?.join("kubernetes").join(VERSION))
+}
+
+/// What the tests on a real node learn by their environment: these programs, the image
+/// of the agent, which is made now, and Helm's library.
+pub(crate) fn for_tests() -> Result<Vec<(&'static str, PathBuf)>> {
+    Ok(vec![
+        ("SHUNT_KUBERNETES", directory()?),
+        ("SHUNT_IMAGE", image::for_tests()?),
+        ("SHUNT_HELM", setup::helm()?),
+    ])
 }
 
 /// Whether they have to be built.
