@@ -184,7 +184,12 @@ impl Cluster {
             kubelet,
             api: _,
         } = self;
-        let running = [kubelet.take(), apiserver.take(), Some(containerd), Some(etcd)];
+        let running = [
+            kubelet.take(),
+            apiserver.take(),
+            Some(containerd),
+            Some(etcd),
+        ];
         others
             .into_iter()
             .chain(running.into_iter().flatten())

@@ -26,6 +26,7 @@ use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
     sys::{
+        prctl,
         signal::{Signal, kill},
         wait::{WaitStatus, wait},
     },
@@ -35,7 +36,6 @@ use shunt_tests::{
     deadline::wait_until,
     interrupt::Interrupt,
     leftovers::{temp_dir, unique_name},
-    netns::node_command,
 };
 
 /// The first argument of process 1, before the directory for files.
@@ -83,7 +83,7 @@ fn outside(arguments: &[String]) -> ExitCode {
     let interrupt = Interrupt::watch();
     let files = temp_dir("cluster");
     let cgroups = Cgroups::new();
-    let mut command = node_command("unshare");
+    let mut command = Command::new("unshare");
     command
         .args(["--mount", "--pid", "--net", "--cgroup", "--uts", "--ipc"])
         .args(["--fork", "--kill-child"])
@@ -92,6 +92,8 @@ fn outside(arguments: &[String]) -> ExitCode {
         .arg(files.path())
         .args(arguments);
     cgroups.enter_with(&mut command);
+    // SAFETY: one system call. It does not listen to SIGTERM.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
     let status = wait_for(command.spawn().expect("util-linux is there"), &interrupt);
     drop(cgroups);
     match status.code() {
