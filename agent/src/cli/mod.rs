@@ -3,6 +3,7 @@
 pub mod check;
 pub mod enroll;
 pub mod explain;
+pub mod kubernetes;
 pub mod run;
 pub mod status;
 

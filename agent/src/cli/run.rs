@@ -14,6 +14,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::kubernetes::KubernetesFlags;
 use crate::{
     bpffs,
     control::Server,
@@ -57,6 +58,8 @@ pub struct Run {
     /// Gives a map another size, for tests
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
     map_limit: Vec<MapLimit>,
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
 }
 
 impl Run {
@@ -79,6 +82,7 @@ impl Run {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         preflight::required()?;
         raise_descriptor_limit()?;
+        let kubernetes = self.kubernetes.connection().await?;
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
@@ -91,6 +95,7 @@ impl Run {
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
+        let pods = kubernetes.map(|connection| connection.start(node.clone()));
         announce(socket, &cgroup);
         let watched = node.clone();
         tokio::select! {
@@ -102,6 +107,9 @@ impl Run {
         }
         // The last handles go, and with them the thread and the programs.
         drop(watched);
+        if let Some(pods) = pods {
+            pods.stop().await;
+        }
         for watch in [listener_watch, splice_watch, network_watch] {
             watch.abort();
             let _ = watch.await;

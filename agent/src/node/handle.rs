@@ -9,7 +9,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{EnrolRequest, Node, Status, Version};
+use super::{EnrolRequest, Enrolled, Node, Status, Version};
 use crate::{datapath::Datapath, network::Changes};
 
 /// How long a version of settings that is no longer in force stays in the maps: a
@@ -24,6 +24,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Command {
     Enrol(Box<EnrolRequest>, oneshot::Sender<Result<()>>),
     Unenrol(PathBuf, oneshot::Sender<Result<()>>),
+    /// Every namespace of the pod with this uid; the answer says how many there were.
+    UnenrolPod(String, oneshot::Sender<Result<usize>>),
+    Enrolled(oneshot::Sender<Result<Vec<Enrolled>>>),
     Status(oneshot::Sender<Result<Status>>),
     /// Programs missed listeners in these namespaces.
     FindListeners(Vec<NetnsCookie>),
@@ -91,6 +94,25 @@ impl NodeHandle {
     /// When it is not enrolled.
     pub async fn unenrol(&self, netns: PathBuf) -> Result<()> {
         self.ask(|answer| Command::Unenrol(netns, answer)).await
+    }
+
+    /// Ends the redirection of every namespace of the pod with this uid; says of how
+    /// many. A pod has two for a moment when its sandbox is made anew.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is shutting down.
+    pub async fn unenrol_pod(&self, uid: String) -> Result<usize> {
+        self.ask(|answer| Command::UnenrolPod(uid, answer)).await
+    }
+
+    /// What is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is shutting down.
+    pub async fn enrolled(&self) -> Result<Vec<Enrolled>> {
+        self.ask(Command::Enrolled).await
     }
 
     /// What the agent has to say.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use self::handle::{Command, Timer};
 pub use self::{
     handle::NodeHandle,
-    status::{PodStatus, Status},
+    status::{Enrolled, PodStatus, Status},
 };
 use crate::{
     datapath::{Datapath, PodProgram, Pods},
@@ -108,6 +108,12 @@ impl Node {
                 }
                 Command::Unenrol(netns, answer) => {
                     let _ = answer.send(self.unenrol(&netns));
+                }
+                Command::UnenrolPod(uid, answer) => {
+                    let _ = answer.send(Ok(self.unenrol_pod(&uid)));
+                }
+                Command::Enrolled(answer) => {
+                    let _ = answer.send(Ok(self.enrolled().collect()));
                 }
                 Command::Status(answer) => {
                     let _ = answer.send(self.status());
@@ -327,6 +333,32 @@ impl Node {
         self.forget(cookie);
         tracing::info!(netns = %path.display(), cookie, "unenrolled");
         Ok(())
+    }
+
+    fn unenrol_pod(&mut self, uid: &str) -> usize {
+        let is_of_pod = |pod: &Pod| pod.pod.as_ref().is_some_and(|pod| pod.uid == uid);
+        let cookies: Vec<NetnsCookie> = self
+            .enrolled
+            .iter()
+            .filter(|(_, pod)| is_of_pod(pod))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for &cookie in &cookies {
+            if let Some(path) = self.forget(cookie) {
+                tracing::info!(netns = %path.display(), cookie, "unenrolled");
+            }
+        }
+        cookies.len()
+    }
+
+    fn enrolled(&self) -> impl Iterator<Item = Enrolled> {
+        self.enrolled.iter().map(|(cookie, pod)| Enrolled {
+            netns: pod.path.clone(),
+            cookie: *cookie,
+            settings: pod.settings.clone(),
+            resolvers: pod.resolvers.clone(),
+            pod: pod.pod.clone(),
+        })
     }
 
     /// The enrolled namespace at `path`, or else the one that was enrolled from

@@ -26,6 +26,21 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
 }
 
+/// What is in force in a namespace, without what it takes the kernel to tell.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    /// Where its namespace was found.
+    pub netns: PathBuf,
+    /// The kernel's name of the namespace.
+    pub cookie: NetnsCookie,
+    /// Its settings.
+    pub settings: Settings,
+    /// The resolvers whose DNS is captured, when it is.
+    pub resolvers: Vec<IpAddr>,
+    /// The pod whose namespace it is, where that is known.
+    pub pod: Option<PodRef>,
+}
+
 /// What the agent says of a pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodStatus {

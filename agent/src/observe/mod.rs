@@ -1,1 +1,3 @@
 //! What the agent says of itself: metrics, health, events.
+
+pub(crate) mod events;

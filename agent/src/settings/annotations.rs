@@ -2,23 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use super::{Field, Inputs, Origin, Written};
+use super::{Field, Mesh, Origin, Written};
 
-/// The settings that a pod's annotations write, to be understood by
-/// [`Settings::parse`](super::Settings::parse). Of several names for one setting the
-/// first in [`Field::annotations`] wins; other annotations are nobody's mistake. An
-/// annotation that is empty is an empty list.
-pub fn annotations(pod: &BTreeMap<String, String>) -> Inputs {
-    let written = Field::ALL.iter().filter_map(|&field| {
-        field.annotations().iter().find_map(|&name| {
+/// The settings that the annotations of a pod of this mesh write, to be understood
+/// by [`Settings::parse`](super::Settings::parse). Of several names for one setting
+/// the first in [`Field::annotations`] wins; other annotations, those of other meshes
+/// among them, are nobody's mistake. An annotation that is empty is an empty list.
+pub fn annotations(pod: &BTreeMap<String, String>, mesh: Mesh) -> impl Iterator<Item = Written> {
+    Field::ALL.iter().filter_map(move |&field| {
+        let mut names = field.annotations().iter();
+        names.find_map(|&name| {
+            if !mesh.heeds(name) {
+                return None;
+            }
             Some(Written {
                 field,
                 origin: Origin::Annotation(name.to_owned()),
                 text: pod.get(name)?.clone(),
             })
         })
-    });
-    Inputs::from_iter(written)
+    })
 }
 
 #[cfg(test)]
@@ -26,11 +29,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::settings::{Settings, tests::text};
+    use crate::settings::{Inputs, Settings, SettingsError, tests::text};
 
     fn annotated(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
         pairs.iter().map(owned).collect()
+    }
+
+    fn parsed(pod: &BTreeMap<String, String>, mesh: Mesh) -> Result<Settings, SettingsError> {
+        Settings::parse(&annotations(pod, mesh).collect::<Inputs>())
+    }
+
+    #[test]
+    fn a_pod_heeds_the_annotations_of_its_own_mesh() {
+        let pod = annotated(&[
+            ("traffic.sidecar.istio.io/excludeOutboundPorts", "1"),
+            ("config.linkerd.io/skip-outbound-ports", "2"),
+            ("traffic.kuma.io/exclude-outbound-ports", "3"),
+            ("shunt.io/splice", "proxy"),
+            ("notkuma.io/sidecar-uid", "7"),
+        ]);
+        for (mesh, port) in Mesh::ALL.into_iter().zip(1..) {
+            let found = parsed(&pod, mesh).expect("good annotations");
+            assert_eq!(found.outbound_ports_exclude, [port].into_iter().collect());
+            assert_eq!(found.splice, crate::settings::Splice::Proxy);
+        }
+        for name in names() {
+            let heeding = Mesh::ALL.iter().filter(|mesh| mesh.heeds(name)).count();
+            let own = name.starts_with("shunt.io/");
+            assert_eq!(heeding, if own { 3 } else { 1 }, "{name}");
+        }
     }
 
     #[test]
@@ -43,7 +71,7 @@ mod tests {
         ]);
         let flags = crate::settings::tests::settings("-b * -d 80,443 -m REDIRECT");
         assert_eq!(
-            Settings::parse(&annotations(&pod)).expect("good annotations"),
+            parsed(&pod, Mesh::Istio).expect("good annotations"),
             flags.expect("good flags")
         );
     }
@@ -54,7 +82,7 @@ mod tests {
             ("traffic.sidecar.istio.io/kubevirtInterfaces", "old0"),
             ("istio.io/reroute-virtual-interfaces", "new0"),
         ]);
-        let found = Settings::parse(&annotations(&pod)).expect("good annotations");
+        let found = parsed(&pod, Mesh::Istio).expect("good annotations");
         assert!(found.virtual_interfaces.contains("new0"));
         assert!(!found.virtual_interfaces.contains("old0"));
     }
@@ -62,7 +90,7 @@ mod tests {
     #[test]
     fn an_error_names_the_annotation_and_the_item() {
         let pod = annotated(&[("traffic.sidecar.istio.io/excludeOutboundPorts", "80,http")]);
-        let error = Settings::parse(&annotations(&pod)).expect_err("http is no port");
+        let error = parsed(&pod, Mesh::Istio).expect_err("http is no port");
         assert_eq!(
             error.to_string(),
             "annotation traffic.sidecar.istio.io/excludeOutboundPorts: 80,http: \
@@ -82,7 +110,7 @@ mod tests {
             for (name, text) in others {
                 pod.entry(name).or_insert(text);
             }
-            if let Err(error) = Settings::parse(&annotations(&pod)) {
+            for error in Mesh::ALL.into_iter().filter_map(|mesh| parsed(&pod, mesh).err()) {
                 let said = error.to_string();
                 let named = known.iter().any(|name| said.starts_with(&format!("annotation {name}: ")));
                 prop_assert!(named, "{said}");

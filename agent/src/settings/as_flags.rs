@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use shunt_abi::Hairpin;
 
 use super::{
-    Capture, Field, Ids, Inputs, Origin, OwnerGroups, Settings, Written, preset, written::Excerpt,
+    Capture, Field, Ids, Inputs, Mesh, Origin, OwnerGroups, Settings, Written, written::Excerpt,
 };
 
 /// The flags that give settings: the preset of a mesh, and what differs from it.
@@ -19,7 +19,7 @@ impl Settings {
     /// cannot be of settings that were parsed.
     pub fn as_flags(&self) -> Option<AsFlags> {
         let bare = std::iter::once((None, Self::default()));
-        let meshes = preset::ALL.map(|(name, preset)| (Some(name), preset()));
+        let meshes = Mesh::ALL.map(|mesh| (Some(mesh.name()), mesh.settings()));
         bare.chain(meshes)
             .map(|(mesh, base)| self.beside(mesh, &base))
             // The parser has the last word on what flags mean.

@@ -86,6 +86,9 @@ pub enum Problem {
     /// Not a way to splice.
     #[error("\"{}\" is no way to splice; there are auto, off, between, proxy and all", Excerpt(.0))]
     Splice(String),
+    /// A setting of a mesh that shunt has nothing for.
+    #[error("shunt cannot do that; take the annotation away, or leave the pod to iptables")]
+    NotFollowed,
     /// Both older kinds of hairpin.
     #[error("it excludes --tunnel-hairpin; give the one that is meant")]
     TwoHairpins,

@@ -38,7 +38,8 @@ macro_rules! fields {
                 match self { $(Self::$variant => $env,)+ }
             }
 
-            /// The pod annotations that set it, the strongest first.
+            /// The pod annotations that set it, the strongest first; a pod heeds those
+            /// of its own mesh.
             pub const fn annotations(self) -> &'static [&'static str] {
                 match self { $(Self::$variant => $annotations,)+ }
             }
@@ -60,16 +61,19 @@ fields! {
     /// those of istio-iptables, which captures nothing
     Mesh = None, "mesh", "MESH", &[], &[];
     /// The proxy's port for outbound connections; 15001 if not given
-    OutboundPort = Some('p'), "envoy-port", "PORT", &["ENVOY_PORT"], &[];
+    OutboundPort = Some('p'), "envoy-port", "PORT", &["ENVOY_PORT"],
+        &["config.linkerd.io/outbound-port", "kuma.io/transparent-proxying-outbound-port"];
     /// The proxy's port for inbound connections; 15006 if not given
-    InboundPort = Some('z'), "inbound-capture-port", "PORT", &["INBOUND_CAPTURE_PORT"], &[];
+    InboundPort = Some('z'), "inbound-capture-port", "PORT", &["INBOUND_CAPTURE_PORT"],
+        &["config.linkerd.io/inbound-port", "kuma.io/transparent-proxying-inbound-port"];
     /// The port of the mesh's own tunnel, never captured inbound; 15008 if not
     /// given
     TunnelPort = Some('e'), "inbound-tunnel-port", "PORT", &["INBOUND_TUNNEL_PORT"], &[];
     /// The port where the proxy answers DNS; 15053 if not given
-    DnsPort = None, "dns-port", "PORT", &[], &[];
+    DnsPort = None, "dns-port", "PORT", &[], &["kuma.io/builtin-dns-port"];
     /// The uids that the proxy runs as; 1337 if not given
-    ProxyUids = Some('u'), "proxy-uid", "UIDS", &["PROXY_UID"], &[];
+    ProxyUids = Some('u'), "proxy-uid", "UIDS", &["PROXY_UID"],
+        &["config.linkerd.io/proxy-uid", "kuma.io/sidecar-uid"];
     /// The gids that the proxy runs as; the same numbers as the uids if not
     /// given
     ProxyGids = Some('g'), "proxy-gid", "GIDS", &["PROXY_GID"], &[];
@@ -84,21 +88,23 @@ fields! {
     /// Inbound ports to leave alone when all are captured
     InboundExclude = Some('d'), "istio-local-exclude-ports", "PORTS",
         &["ISTIO_LOCAL_EXCLUDE_PORTS"],
-        &["traffic.sidecar.istio.io/excludeInboundPorts"];
+        &["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports",
+            "traffic.kuma.io/exclude-inbound-ports"];
     /// Destinations to capture outbound, * for all; none if not given
     OutboundInclude = Some('i'), "istio-service-cidr", "CIDRS", &["ISTIO_SERVICE_CIDR"],
         &["traffic.sidecar.istio.io/includeOutboundIPRanges"];
     /// Destinations to leave alone outbound
     OutboundExclude = Some('x'), "istio-service-exclude-cidr", "CIDRS",
         &["ISTIO_SERVICE_EXCLUDE_CIDR"],
-        &["traffic.sidecar.istio.io/excludeOutboundIPRanges"];
+        &["traffic.sidecar.istio.io/excludeOutboundIPRanges", "traffic.kuma.io/exclude-outbound-ips"];
     /// Outbound ports to capture whatever the destination
     OutboundPortsInclude = Some('q'), "istio-outbound-ports", "PORTS", &["ISTIO_OUTBOUND_PORTS"],
         &["traffic.sidecar.istio.io/includeOutboundPorts"];
     /// Outbound ports to leave alone
     OutboundPortsExclude = Some('o'), "istio-local-outbound-ports-exclude", "PORTS",
         &["ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE"],
-        &["traffic.sidecar.istio.io/excludeOutboundPorts"];
+        &["traffic.sidecar.istio.io/excludeOutboundPorts", "config.linkerd.io/skip-outbound-ports",
+            "traffic.kuma.io/exclude-outbound-ports"];
     /// Interfaces to leave alone in both directions
     ExcludedInterfaces = Some('c'), "istio-exclude-interfaces", "NAMES",
         &["ISTIO_EXCLUDE_INTERFACES"],
@@ -126,7 +132,8 @@ fields! {
         &["ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR"], &[];
     /// Accepted and without effect: nothing is tracked, so nothing is ever
     /// out of the tracked window
-    DropInvalid = None, "drop-invalid", "BOOL", &["DROP_INVALID", "INVALID_DROP"], &[];
+    DropInvalid = None, "drop-invalid", "BOOL", &["DROP_INVALID", "INVALID_DROP"],
+        &["traffic.kuma.io/drop-invalid-packets"];
     /// The proxy's calls to its own pod go to the inbound port even on the
     /// tunnel port (Istio before 1.22)
     TunnelHairpin = None, "tunnel-hairpin", "BOOL", &[], &[];

@@ -39,9 +39,10 @@ pub use self::{
     field::Field,
     flags::{Flags, process_env},
     host_lists::HostLists,
-    resolv_conf::{BadNameserver, ResolvConfError, read_resolv_conf},
+    preset::Mesh,
+    resolv_conf::{BadNameserver, ResolvConfError, read_resolv_conf, resolv_conf},
     splice::Splice,
-    values::{Capture, Groups, Ids, Interfaces, Owners, PortSet},
+    values::{Capture, Groups, Ids, Interfaces, Owners, PortSet, truth},
     written::{Inputs, Origin, Written},
 };
 

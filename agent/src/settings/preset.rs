@@ -7,16 +7,72 @@ use shunt_abi::Hairpin;
 
 use super::{Capture, Interfaces, OwnerGroups, Owners, PortSet, Problem, Settings, Splice};
 
-type Named = (&'static str, fn() -> Settings);
+/// A mesh with known settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mesh {
+    /// Istio
+    Istio,
+    /// Linkerd
+    Linkerd,
+    /// Kuma, and Kong Mesh
+    Kuma,
+}
 
-/// The presets, by the names of the meshes.
-pub(super) const ALL: [Named; 3] = [("istio", istio), ("linkerd", linkerd), ("kuma", kuma)];
+impl Mesh {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Istio, Self::Linkerd, Self::Kuma];
+
+    /// What `--mesh` calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Istio => "istio",
+            Self::Linkerd => "linkerd",
+            Self::Kuma => "kuma",
+        }
+    }
+
+    /// The defaults of its injector.
+    pub(super) fn settings(self) -> Settings {
+        match self {
+            Self::Istio => istio(),
+            Self::Linkerd => linkerd(),
+            Self::Kuma => kuma(),
+        }
+    }
+
+    /// The sidecar's own ports. They are left alone inbound whatever the
+    /// annotations of a pod say: health checks and metrics are asked for there.
+    pub const fn own_ports(self) -> &'static [u16] {
+        match self {
+            Self::Istio => &[15090, 15021, 15020],
+            Self::Linkerd => &[4190, 4191],
+            Self::Kuma => &[],
+        }
+    }
+
+    /// Whether the pods of this mesh heed an annotation: those of its own domain,
+    /// and those of shunt.
+    pub(crate) fn heeds(self, annotation: &str) -> bool {
+        let mesh = match self {
+            Self::Istio => "istio.io",
+            Self::Linkerd => "linkerd.io",
+            Self::Kuma => "kuma.io",
+        };
+        let domain = annotation.split('/').next().unwrap_or_default();
+        [mesh, "shunt.io"].iter().any(|own| {
+            domain
+                .strip_suffix(own)
+                .is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
+        })
+    }
+}
 
 /// The defaults of the mesh of that name.
 pub(super) fn of_mesh(name: &str) -> Result<Settings, Problem> {
-    ALL.iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, preset)| preset())
+    Mesh::ALL
+        .into_iter()
+        .find(|mesh| mesh.name() == name)
+        .map(Mesh::settings)
         .ok_or_else(|| Problem::Mesh(name.to_owned()))
 }
 
@@ -52,7 +108,7 @@ pub(super) fn istio_iptables() -> Settings {
 /// Istio's injector: everything is captured but the sidecar's own ports.
 fn istio() -> Settings {
     Settings {
-        inbound_exclude: PortSet::from_iter([15090, 15021, 15020]),
+        inbound_exclude: Mesh::Istio.own_ports().iter().copied().collect(),
         ..capturing_everything()
     }
 }

@@ -67,7 +67,7 @@ pub struct BadNameserver {
 /// # Errors
 ///
 /// The first nameserver that is no address.
-fn resolv_conf(text: &str) -> Result<Vec<IpAddr>, BadNameserver> {
+pub fn resolv_conf(text: &str) -> Result<Vec<IpAddr>, BadNameserver> {
     text.lines()
         .zip(1..)
         .filter_map(|(line, number)| Some((nameserver(line)?, number)))

@@ -312,7 +312,11 @@ fn interface(item: &str) -> Result<String, Problem> {
 }
 
 /// Reads a truth value, in the spellings that Go's flags take, in any case.
-pub(super) fn truth(text: &str) -> Result<bool, Problem> {
+///
+/// # Errors
+///
+/// Everything else.
+pub fn truth(text: &str) -> Result<bool, Problem> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "t" | "true" => Ok(true),
         "0" | "f" | "false" => Ok(false),

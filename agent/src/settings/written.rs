@@ -11,6 +11,8 @@ pub enum Origin {
     Env(String),
     /// In the pod annotation of this name.
     Annotation(String),
+    /// At this place of the pod's manifest.
+    Manifest(String),
 }
 
 /// A setting as it was written, not yet understood.
@@ -33,6 +35,7 @@ impl fmt::Display for Written {
             Origin::Flag => write!(f, "{} {text}", self.field.flag()),
             Origin::Env(name) => write!(f, "{name}={text}"),
             Origin::Annotation(name) => write!(f, "annotation {name}: {text}"),
+            Origin::Manifest(place) => write!(f, "{place}: {text}"),
         }
     }
 }
