@@ -13,6 +13,7 @@ use shunt::{
         status::StatusCommand,
     },
     control::DEFAULT_SOCKET,
+    observe::LogFormat,
 };
 
 /// Takes iptables out of the service mesh: redirects the TCP connections of
@@ -50,7 +51,7 @@ struct Shunt {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(Run),
+    Run(Box<Run>),
     Enroll(Box<Enroll>),
     Unenroll(Unenroll),
     Status(StatusCommand),
@@ -58,12 +59,26 @@ enum Command {
     Check(Check),
 }
 
+impl Command {
+    /// How its log is written.
+    fn log_format(&self) -> LogFormat {
+        match self {
+            Self::Run(run) => run.log_format(),
+            Self::Enroll(_)
+            | Self::Unenroll(_)
+            | Self::Status(_)
+            | Self::Explain(_)
+            | Self::Check(_) => LogFormat::Text,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let mut command = shunt::cli::without_empty_variables(Shunt::command());
     let given = command.get_matches_mut();
     let shunt =
         Shunt::from_arg_matches(&given).unwrap_or_else(|error| error.format(&mut command).exit());
-    shunt::cli::start_logs();
+    shunt::observe::logs::start(shunt.command.log_format());
     let socket = &shunt.socket;
     let done = match shunt.command {
         Command::Run(run) => run.run(socket),

@@ -218,8 +218,23 @@ impl Agent {
     pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments);
-        let process = Process::spawn("shunt run", &mut command);
-        process.wait_for_line("ready", DEADLINE);
+        Self::start_command(place, &mut command)
+    }
+
+    /// The same with so much in its log (`SHUNT_LOG`).
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_logging(place: Place, log: &str, arguments: &[&str]) -> Self {
+        let mut command = place.run_command();
+        command.args(arguments).env("SHUNT_LOG", log);
+        Self::start_command(place, &mut command)
+    }
+
+    fn start_command(place: Place, command: &mut Command) -> Self {
+        let process = Process::spawn("shunt run", command);
+        process.wait_for_line(" ready: serving", DEADLINE);
         Self { process, place }
     }
 

@@ -34,22 +34,31 @@ pub fn get(
     let url = format!("http://{server}{path}");
     netns.run(|| {
         owner.assume();
-        let client = ureq::Agent::new_with_config(
-            ureq::Agent::config_builder()
-                // Not the proxy that the environment may name.
-                .proxy(None)
-                .http_status_as_error(false)
-                .timeout_global(Some(REQUEST_DEADLINE))
-                .build(),
-        );
-        let mut response = client.get(&url).call().map_err(|e| format!("{url}: {e}"))?;
-        Ok(Response {
-            status: response.status().as_u16(),
-            body: response
-                .body_mut()
-                .read_to_string()
-                .map_err(|error| format!("{url}: {error}"))?,
-        })
+        get_from_here(&url)
+    })
+}
+
+/// Asks for a URL from the namespace of the calling thread.
+///
+/// # Errors
+///
+/// As [`get`].
+pub fn get_from_here(url: &str) -> Result<Response, String> {
+    let client = ureq::Agent::new_with_config(
+        ureq::Agent::config_builder()
+            // Not the proxy that the environment may name.
+            .proxy(None)
+            .http_status_as_error(false)
+            .timeout_global(Some(REQUEST_DEADLINE))
+            .build(),
+    );
+    let mut response = client.get(url).call().map_err(|e| format!("{url}: {e}"))?;
+    Ok(Response {
+        status: response.status().as_u16(),
+        body: response
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| format!("{url}: {error}"))?,
     })
 }
 

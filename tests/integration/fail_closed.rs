@@ -12,6 +12,7 @@
 //! | `keep_failed` | reaches the proxy without original destination | no memory for socket storage |
 //! | `listener_failed` | inbound it is refused | no memory, and `LISTENERS` full |
 //! | `proxy_away` | inbound it is refused | no listener |
+//! | `proxy_away_outbound` | outbound it is refused | no listener |
 //! | `assign_failed` | inbound it is refused | a listener that takes IPv6 only |
 //! | `no_route` | its connect() fails as without redirection | no route |
 //!

@@ -18,6 +18,7 @@ mod lab;
 mod lifecycle;
 mod many;
 mod network;
+mod observe;
 mod owner;
 mod programs;
 mod scale;

@@ -14,9 +14,11 @@ mod image;
 mod kubernetes;
 mod lint;
 mod paths;
+mod run;
 mod setup;
 mod tally;
 mod test;
+mod vm;
 
 use std::{fmt::Display, process::ExitCode};
 
@@ -50,6 +52,12 @@ enum Task {
     Build,
     /// Run every test, unit and integration; needs root
     Test(test::Arguments),
+    /// Build the agent and run it on this machine, until Ctrl-C; needs root
+    Run(run::Arguments),
+    /// The integration tests in virtual machines with other kernels; needs root
+    VmTest(vm::Arguments),
+    /// What the programs cost the verifier of each kernel; fails near a limit; needs root
+    Verifier(vm::verifier::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
     Demo,
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
@@ -70,6 +78,9 @@ fn main() -> ExitCode {
         Task::Setup => setup::command().map(|()| ExitCode::SUCCESS),
         Task::Build => build::command().map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::command(&arguments),
+        Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
+        Task::VmTest(arguments) => vm::test(&arguments),
+        Task::Verifier(arguments) => vm::verifier::command(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
         Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),

@@ -8,19 +8,15 @@ pub mod run;
 pub mod status;
 
 use std::{
-    io::{ErrorKind, IsTerminal as _, Write as _},
+    io::{ErrorKind, Write as _},
     path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use clap::{Arg, Command, builder::Resettable};
-use tracing_subscriber::EnvFilter;
 
-use crate::{
-    control::{Client, Reply, Request},
-    settings::process_env,
-};
+use crate::control::{Client, Reply, Request};
 
 /// How a command writes its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -49,32 +45,6 @@ fn say(text: &impl std::fmt::Display) -> Result<()> {
             Err(error).context("cannot write the answer")
         }
         Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// How much is logged unless `SHUNT_LOG` says otherwise.
-const USUAL_LOG: &str = "info";
-
-/// Starts the log, on stderr; `SHUNT_LOG` says how much of it (`info`, `debug`,
-/// `shunt=trace`). Says so when it cannot be understood.
-pub fn start_logs() {
-    let asked = process_env("SHUNT_LOG").filter(|text| !text.trim().is_empty());
-    let (filter, complaint) = match asked.as_deref().map(EnvFilter::try_new) {
-        None => (EnvFilter::new(USUAL_LOG), None),
-        Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new(USUAL_LOG), Some(error)),
-    };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter)
-        .init();
-    if let Some(error) = complaint {
-        tracing::warn!(
-            "SHUNT_LOG={:?} cannot be understood ({error}); logs at {USUAL_LOG}. \
-             Give a level, such as debug, or shunt=trace",
-            asked.unwrap_or_default()
-        );
     }
 }
 

@@ -1,8 +1,9 @@
 //! `shunt run`: the agent.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,15 +13,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
+    task::JoinHandle,
 };
 
 use super::kubernetes::KubernetesFlags;
 use crate::{
     bpffs,
+    cni::{install::CniFlags, server::CniServer},
     control::Server,
     datapath::{Datapath, Events, MapLimit, SpliceStatus},
     network::{Changes, Watch},
     node::NodeHandle,
+    observe::{LogFormat, Metrics, ObserveFlags, Readiness, health, logs},
     preflight,
     settings::Splice,
 };
@@ -34,7 +38,7 @@ Examples:
   Beside another one, for the processes of one cgroup only:
     shunt --socket /run/shunt/b.sock run --cgroup /sys/fs/cgroup/b --bpffs /sys/fs/bpf/b
 
-SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace.")]
+SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace. With debug,\nor shunt::bpf=debug for that alone, every decision of the programs is logged.")]
 pub struct Run {
     /// The cgroup v2 directory whose sockets are redirected [default: the root
     /// of the hierarchy, found in /proc/self/mounts]
@@ -59,10 +63,19 @@ pub struct Run {
     #[arg(long, hide = true, value_name = "NAME=ENTRIES")]
     map_limit: Vec<MapLimit>,
     #[command(flatten)]
+    observe: ObserveFlags,
+    #[command(flatten)]
     kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    cni: CniFlags,
 }
 
 impl Run {
+    /// How its log is written.
+    pub fn log_format(&self) -> LogFormat {
+        self.observe.log_format
+    }
+
     /// Runs the agent to its end.
     ///
     /// # Errors
@@ -82,7 +95,15 @@ impl Run {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         preflight::required()?;
         raise_descriptor_limit()?;
+        let metrics = Metrics::new();
+        let readiness = Arc::new(Readiness::default());
+        readiness.not_yet(health::ATTACHED, "the programs are being loaded");
+        let observer = self.observe.serve(&metrics, &readiness).await?;
         let kubernetes = self.kubernetes.connection().await?;
+        let plugin = match kubernetes {
+            Some(_) => self.cni.installation(socket)?,
+            None => None,
+        };
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
         let mut datapath = Datapath::load(&cgroup, &self.bpffs, &self.map_limit, self.splice)?;
@@ -90,16 +111,32 @@ impl Run {
         let events = datapath.events()?;
         let requests = Requests::of(events)?;
         let splice_requests = Requests::of(datapath.splice_requests()?)?;
+        let log_watch = programs_log(&mut datapath)?;
         let networks = Watch::open()?;
         let (node, thread) = NodeHandle::start(datapath)?;
         let listener_watch = tokio::spawn(requests.answer(node.clone()));
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         let pods = kubernetes.map(|connection| connection.start(node.clone()));
+        let cni = pods
+            .as_ref()
+            .map(|pods| CniServer::new(node.clone(), Arc::new(pods.handle().clone())));
+        let plugin = tokio::spawn(async {
+            if let Some(plugin) = plugin {
+                plugin.keep().await;
+            }
+        });
+        if let Some(observer) = &observer {
+            observer.watch(node.downgrade());
+            if let Some(pods) = &pods {
+                observer.follow_pods(Arc::clone(pods.handle().state()));
+            }
+        }
+        readiness.met(health::ATTACHED);
         announce(socket, &cgroup);
         let watched = node.clone();
         tokio::select! {
-            () = server.serve(node) => {}
+            () = server.serve(node, cni) => {}
             // Supervisors start the agent anew; its links are gone already.
             () = watched.has_ended() => tracing::error!("the node's thread has ended"),
             _ = terminate.recv() => tracing::info!("SIGTERM: detaching"),
@@ -107,10 +144,12 @@ impl Run {
         }
         // The last handles go, and with them the thread and the programs.
         drop(watched);
+        drop(observer);
         if let Some(pods) = pods {
             pods.stop().await;
         }
-        for watch in [listener_watch, splice_watch, network_watch] {
+        let watches = [listener_watch, splice_watch, network_watch, plugin];
+        for watch in watches.into_iter().chain(log_watch) {
             watch.abort();
             let _ = watch.await;
         }
@@ -132,29 +171,48 @@ fn raise_descriptor_limit() -> Result<()> {
 /// who calls a pod without a proxy must not keep the agent busy.
 const SCAN_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the programs ask of the agent.
-struct Requests {
-    events: Events,
-    descriptor: AsyncFd<OwnedFd>,
-}
+/// A ring buffer's descriptor, to be waited for.
+struct Descriptor(AsyncFd<OwnedFd>);
 
-impl Requests {
-    fn of(events: Events) -> Result<Self> {
-        let descriptor = events
+impl Descriptor {
+    fn of(ring: &impl AsFd) -> Result<Self> {
+        let descriptor = ring
             .as_fd()
             .try_clone_to_owned()
             .context("cannot duplicate the ring buffer's descriptor")?;
         // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
         let descriptor = unsafe { AsyncFd::register(descriptor) }
-            .map_err(|error| anyhow!("cannot wait for the programs' requests: {error}"))?;
+            .map_err(|error| anyhow!("cannot wait for the programs' messages: {error}"))?;
+        Ok(Self(descriptor))
+    }
+
+    /// Waits until there is something; `false` when the runtime ends.
+    async fn readable(&self) -> bool {
+        match self.0.readable().await {
+            Ok(mut ready) => {
+                ready.clear_ready();
+                true
+            }
+            Err(_ending) => false,
+        }
+    }
+}
+
+/// What the programs ask of the agent.
+struct Requests {
+    events: Events,
+    descriptor: Descriptor,
+}
+
+impl Requests {
+    fn of(events: Events) -> Result<Self> {
+        let descriptor = Descriptor::of(&events)?;
         Ok(Self { events, descriptor })
     }
 
     /// Has listeners looked for whenever a program missed them.
     async fn answer(mut self, node: NodeHandle) {
-        // It fails only when the runtime ends.
-        while let Ok(mut ready) = self.descriptor.readable().await {
-            ready.clear_ready();
+        while self.descriptor.readable().await {
             let pods = self.events.drain();
             if !pods.is_empty() {
                 node.find_listeners(pods).await;
@@ -166,14 +224,12 @@ impl Requests {
 
     /// Has connections spliced whenever a program asks for some.
     async fn splice(mut self, node: NodeHandle) {
-        // As above.
-        while let Ok(mut ready) = self.descriptor.readable().await {
-            ready.clear_ready();
+        while self.descriptor.readable().await {
             if self.events.drain().is_empty() {
                 continue;
             }
             let took = node.splice().await.unwrap_or_else(|error| {
-                tracing::warn!("cannot splice connections: {error:#}");
+                tracing::warn!(error = format!("{error:#}"), "cannot splice connections");
                 Duration::ZERO
             });
             tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
@@ -189,22 +245,38 @@ const SPLICE_PAUSE: Duration = Duration::from_millis(10);
 /// the agent busy.
 const SPLICE_REST: u32 = 30;
 
+/// Writes the programs' decisions into the log from now on, where they are logged at
+/// all.
+fn programs_log(datapath: &mut Datapath) -> Result<Option<JoinHandle<()>>> {
+    if !logs::decisions_are_logged() {
+        return Ok(None);
+    }
+    let mut log = datapath.log()?;
+    let descriptor = Descriptor::of(&log)?;
+    Ok(Some(tokio::spawn(async move {
+        while descriptor.readable().await {
+            log.flush();
+        }
+    })))
+}
+
 /// Says how splicing is set, and what of this kernel speaks against more.
 fn log_splicing(splice: &SpliceStatus) {
     for trial in &splice.trials {
         if let Some(why) = &trial.failed {
             tracing::info!(
                 needed_for = trial.needed_for.name(),
-                "{} failed: {why}",
-                trial.name
+                trial = trial.name,
+                why,
+                "a trial of splicing failed"
             );
         }
     }
     tracing::info!(
         asked = splice.asked.name(),
         mode = splice.mode.name(),
-        "splicing: {}",
-        splice.reason
+        reason = splice.reason,
+        "splicing"
     );
 }
 
@@ -217,7 +289,10 @@ async fn follow_networks(mut networks: Watch, node: NodeHandle) {
         match networks.changes().await {
             Ok(changes) => node.follow_networks(changes).await,
             Err(error) => {
-                tracing::error!("changes of the pods' networks were missed: {error:#}");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "changes of the pods' networks were missed"
+                );
                 networks = reopened().await;
                 node.follow_networks(Changes::missed()).await;
             }
@@ -231,7 +306,10 @@ async fn reopened() -> Watch {
         tokio::time::sleep(REOPEN_PAUSE).await;
         match Watch::open() {
             Ok(watch) => return watch,
-            Err(error) => tracing::error!("{error:#}"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "cannot listen to changes of the pods' networks"
+            ),
         }
     }
 }

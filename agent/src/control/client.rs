@@ -1,12 +1,15 @@
 use std::{
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::Shutdown,
+    os::unix::net::UnixStream as StdStream,
     path::Path,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::BytesMut;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::UnixStream;
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::codec::{Decoder as _, Encoder as _, Framed, LengthDelimitedCodec};
 
 use super::protocol::{Reply, Request, codec, decode, encode};
 
@@ -47,9 +50,35 @@ impl Client {
         };
         match decode(&frame)? {
             Reply::Failed(why) => bail!(why),
-            reply @ (Reply::Done | Reply::Status(_)) => Ok(reply),
+            reply @ (Reply::Done | Reply::Status(_) | Reply::Undecided(_)) => Ok(reply),
         }
     }
+}
+
+/// Asks the agent at `socket` once, without a runtime. Waits as long as it takes.
+///
+/// # Errors
+///
+/// When none serves there, or it does not answer.
+pub(crate) fn ask_once(socket: &Path, request: &Request) -> Result<Reply> {
+    let mut stream = StdStream::connect(socket).map_err(|error| explain(socket, &error))?;
+    let (mut codec, mut bytes) = (codec(), BytesMut::new());
+    codec.encode(encode(request)?, &mut bytes)?;
+    stream
+        .write_all(&bytes)
+        .context("cannot send the request")?;
+    stream
+        .shutdown(Shutdown::Write)
+        .context("cannot end the request")?;
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .context("cannot read the agent's answer")?;
+    let frame = codec
+        .decode_eof(&mut BytesMut::from(answer.as_slice()))
+        .context("the agent's answer is cut")?
+        .context("the agent closed the connection without an answer; its log says why")?;
+    decode(&frame)
 }
 
 /// Why there is no connection, and what to do.

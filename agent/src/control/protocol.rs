@@ -5,7 +5,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::codec::LengthDelimitedCodec;
 
-use crate::node::{EnrolRequest, Status};
+use crate::{
+    cni::protocol::CniRequest,
+    node::{EnrolRequest, Status},
+};
 
 /// The longest frame, in bytes: room for settings with 65,535 ports in each list
 /// and 10,000 address ranges, and a bound for everybody else.
@@ -21,6 +24,8 @@ pub enum Request {
     Unenrol(#[serde(deserialize_with = "crate::netns::absolute_path")] PathBuf),
     /// Say what is enrolled, counted and attached.
     Status,
+    /// The runtime of the node calls the CNI plugin.
+    Cni(CniRequest),
 }
 
 /// What the agent answers, one for each request.
@@ -33,6 +38,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// It was not done, and why.
     Failed(String),
+    /// It cannot be told just now whether there is anything to do, and why.
+    Undecided(String),
 }
 
 /// Frames: a length of four bytes in network byte order, then that much JSON.

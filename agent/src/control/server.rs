@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{MAX_FRAME, Reply, Request, codec, decode, encode};
-use crate::node::NodeHandle;
+use crate::{cni::server::CniServer, node::NodeHandle};
 
 type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
@@ -72,21 +72,25 @@ impl Server {
     }
 
     /// Answers requests until it is dropped, and the conversations with it: each
-    /// of them holds on to the node.
-    pub async fn serve(&self, node: NodeHandle) {
+    /// of them holds on to the node. Without `cni` it is no CNI plugin's agent.
+    pub async fn serve(&self, node: NodeHandle, cni: Option<CniServer>) {
+        let asked = Asked { node, cni };
         let mut conversations = JoinSet::new();
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let node = node.clone();
+                    let asked = asked.clone();
                     conversations.spawn(async move {
-                        if let Err(error) = converse(stream, &node).await {
-                            tracing::warn!("a control connection failed: {error:#}");
+                        if let Err(error) = converse(stream, &asked).await {
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "a control connection failed"
+                            );
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept on the control socket: {error}");
+                    tracing::warn!(%error, "cannot accept on the control socket");
                     // Out of descriptors, most likely: let others end first.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -96,10 +100,17 @@ impl Server {
     }
 }
 
+/// Who knows the answers.
+#[derive(Clone)]
+struct Asked {
+    node: NodeHandle,
+    cni: Option<CniServer>,
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = remove_socket(&self.path) {
-            tracing::warn!("{error:#}");
+            tracing::warn!(error = format!("{error:#}"), "the control socket is left");
         }
     }
 }
@@ -150,7 +161,7 @@ fn remove_socket(path: &Path) -> Result<()> {
 }
 
 /// Answers one client until it goes away, or says what cannot be understood.
-async fn converse(stream: UnixStream, node: &NodeHandle) -> Result<()> {
+async fn converse(stream: UnixStream, asked: &Asked) -> Result<()> {
     let peer = stream
         .peer_cred()
         .context("cannot tell who is at the other end")?;
@@ -164,7 +175,7 @@ async fn converse(stream: UnixStream, node: &NodeHandle) -> Result<()> {
             Err(error) => return refuse(&mut frames, frame_error(&error)).await,
         };
         let reply = match decode(&frame) {
-            Ok(request) => answer(request, node).await,
+            Ok(request) => answer(request, asked).await,
             Err(error) => Err(error),
         };
         let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
@@ -203,8 +214,12 @@ async fn send(frames: &mut Frames, reply: &Reply) -> Result<()> {
     sent.context("the client went away")
 }
 
-async fn answer(request: Request, node: &NodeHandle) -> Result<Reply> {
+async fn answer(request: Request, Asked { node, cni }: &Asked) -> Result<Reply> {
     match request {
+        Request::Cni(request) => match cni {
+            Some(cni) => cni.answer(request).await,
+            None => bail!("this agent knows nothing of pods; start it with --kubernetes"),
+        },
         Request::Enrol(request) => node.enrol(*request).await.map(|()| Reply::Done),
         Request::Unenrol(netns) => node.unenrol(netns).await.map(|()| Reply::Done),
         Request::Status => Ok(Reply::Status(Box::new(node.status().await?))),
@@ -233,7 +248,11 @@ mod tests {
             .expect("a runtime")
             .block_on(async {
                 // Its error goes into the log.
-                let _ = converse(tokios(server), &NodeHandle::ended()).await;
+                let asked = Asked {
+                    node: NodeHandle::ended(),
+                    cni: None,
+                };
+                let _ = converse(tokios(server), &asked).await;
                 let mut frames = Framed::new(tokios(client), codec());
                 let mut replies = Vec::new();
                 while let Some(frame) = frames.next().await {

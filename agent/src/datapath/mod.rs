@@ -2,6 +2,7 @@
 
 mod features;
 mod forward;
+mod listeners;
 mod neighbours;
 mod offsets;
 mod pods;
@@ -11,6 +12,7 @@ mod splice;
 use std::{
     fs::File,
     io::Read as _,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -21,20 +23,23 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::{CgroupAttachMode, Iter, Program, SkLookup, sk_lookup::SkLookupLink},
 };
+use aya_log::EbpfLogger;
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
+pub(crate) use self::listeners::version;
 pub use self::{
     features::{Feature, features},
     neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use self::{offsets::KernelTypes, splice::Splicing};
+use self::{listeners::Visitor, offsets::KernelTypes, splice::Splicing};
 use crate::{
     bpffs::PinDir,
     netns::Netns,
     network::{self, MarkedInterfaces},
+    observe::logs::{self, DecisionLog},
     settings::Splice,
 };
 
@@ -47,8 +52,10 @@ static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// the node.
 const MAPS: &[&str] = &[
     "ASKED",
+    "AYA_LOGS",
     "CIDRS",
     "COUNTERS",
+    "DECIDED",
     "ENDS",
     "EVENTS",
     "FLOWS",
@@ -88,9 +95,6 @@ const CGROUP_PROGRAMS: &[&str] = &[
     "shunt_getsockopt",
     "shunt_sock_ops",
 ];
-
-/// The program that visits listeners.
-const LISTENER_PROGRAM: &str = "shunt_listeners";
 
 /// A program or a map, as `bpftool` shows it.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -147,6 +151,8 @@ pub struct Datapath {
     /// the kernel's BTF, which takes longer than everything else together.
     loader: EbpfLoader<'static>,
     cgroup: PathBuf,
+    /// Looks for listeners.
+    visitor: Visitor,
     splicing: Option<Splicing>,
     splice_mode: SpliceMode,
     splice_status: SpliceStatus,
@@ -193,6 +199,7 @@ impl Datapath {
             node,
             loader,
             cgroup: cgroup.to_owned(),
+            visitor: listeners::visitor(),
             splicing,
             splice_mode,
             splice_status,
@@ -203,9 +210,10 @@ impl Datapath {
                 .attach(name, &root)
                 .with_context(|| format!("cannot attach {name} to {}", cgroup.display()))?;
         }
-        let visitor: &mut Iter = typed(datapath.program(LISTENER_PROGRAM)?)?;
+        let Visitor { program, target } = datapath.visitor;
+        let visitor: &mut Iter = typed(datapath.program(program)?)?;
         visitor
-            .load("tcp", &btf)
+            .load(target, &btf)
             .context("the kernel does not take the iterator over listeners")?;
         Ok(datapath)
     }
@@ -265,6 +273,16 @@ impl Datapath {
     /// When called twice: there is one reader.
     pub fn splice_requests(&mut self) -> Result<Events> {
         self.requests("SPLICE_WANTED")
+    }
+
+    /// What the programs log: their decisions, where that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When called twice: there is one reader.
+    pub fn log(&mut self) -> Result<EbpfLogger<DecisionLog>> {
+        EbpfLogger::init_with_logger(&mut self.node, DecisionLog)
+            .context("the map of the programs' log was taken already")
     }
 
     fn requests(&mut self, name: &str) -> Result<Events> {
@@ -393,12 +411,12 @@ impl Datapath {
     ///
     /// When the kernel refuses the iterator.
     pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
-        let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
+        let visitor: &mut Iter = typed(self.program(self.visitor.program)?)?;
         let link = visitor.attach().context("cannot start the iterator")?;
         let link = visitor
             .take_link(link)
             .context("cannot keep the iterator")?;
-        // An iterator sees the namespace of the thread that opens it.
+        // An iterator over sockets sees the namespace of the thread that opens it.
         netns.within(|| {
             let mut visits = link.into_file().context("cannot open the iterator")?;
             let mut nothing = Vec::new();
@@ -486,14 +504,14 @@ pub struct Events {
     ring: RingBuf<MapData>,
 }
 
-impl Events {
+impl AsFd for Events {
     /// The descriptor that becomes readable when there is something.
-    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        use std::os::fd::{AsRawFd as _, BorrowedFd};
-        // SAFETY: the descriptor is that of the ring, which outlives the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
+}
 
+impl Events {
     /// The namespaces that programs asked about since the last call.
     pub fn drain(&mut self) -> Vec<NetnsCookie> {
         let mut cookies = Vec::new();
@@ -520,6 +538,9 @@ fn loader(pins: &PinDir, offsets: KernelOffsets) -> EbpfLoader<'static> {
     let offsets: &'static KernelOffsets = Box::leak(Box::new(offsets));
     loader.override_global("OFFSETS", offsets, true);
     loader.override_global("NETNS", &0_u64, true);
+    let logs: &'static u32 = if logs::decisions_are_logged() { &1 } else { &0 };
+    // Where nothing is decided there is no such constant.
+    loader.override_global("LOG_DECISIONS", logs, false);
     loader
 }
 

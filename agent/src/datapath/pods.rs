@@ -13,8 +13,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use shunt_abi::{
-    CidrKey, Counters, ERROR_COUNT, ErrorCode, FALLBACK_SLOTS, Fallback, Interface, InterfaceKey,
-    NetnsCookie, PodSettings, PortChunk, PortChunkKey, RULE_SLOTS, Route, RouteKey, SpliceCounters,
+    CidrKey, Counters, ErrorCode, Fallback, Interface, InterfaceKey, NetnsCookie, PodSettings,
+    PortChunk, PortChunkKey, Route, RouteKey, SpliceCounters,
 };
 use shunt_decide::Rule;
 
@@ -87,7 +87,7 @@ impl Pods {
 
     /// Why a map takes no more, and what to do.
     fn full(&self, map: &'static str, what: &str, remedy: &str) -> String {
-        let limit = self.limits.get(map).copied().unwrap_or_default();
+        let limit = self.limit(map);
         format!(
             "no room for {what}: the map {map} takes {limit} entries for all pods of the node; \
              {remedy}, or unenroll pods that are gone"
@@ -235,10 +235,19 @@ impl Pods {
 
     /// What was counted for a pod.
     pub fn counters(&self, pod: NetnsCookie) -> CounterReport {
-        let Ok(slots) = self.counters.get(&pod, 0) else {
-            return CounterReport::default();
-        };
-        report(&sum(slots.iter()))
+        report(&self.counted(pod))
+    }
+
+    /// The same by codes; zero where nothing is counted.
+    pub fn counted(&self, pod: NetnsCookie) -> Counters {
+        self.counters
+            .get(&pod, 0)
+            .map_or(Counters::ZERO, |slots| sum(slots.iter()))
+    }
+
+    /// How many entries a map takes.
+    pub fn limit(&self, map: &str) -> u32 {
+        self.limits.get(map).copied().unwrap_or_default()
     }
 }
 
@@ -358,20 +367,7 @@ fn missing<'a, K: Ord, V>(
 
 /// Adds up the processors' counters.
 fn sum<'a>(slots: impl Iterator<Item = &'a Counters>) -> Counters {
-    slots.fold(Counters::ZERO, |mut total, slot| {
-        for i in 0..RULE_SLOTS {
-            total.by_rule[i] += slot.by_rule[i];
-        }
-        for i in 0..ERROR_COUNT {
-            total.by_error[i] += slot.by_error[i];
-        }
-        for i in 0..FALLBACK_SLOTS {
-            total.splice.fallbacks[i] += slot.splice.fallbacks[i];
-        }
-        total.splice.bytes += slot.splice.bytes;
-        total.splice.messages += slot.splice.messages;
-        total
-    })
+    slots.fold(Counters::ZERO, |total, slot| total.plus(slot))
 }
 
 fn report(total: &Counters) -> CounterReport {

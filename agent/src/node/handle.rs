@@ -9,7 +9,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{EnrolRequest, Enrolled, Node, Status, Version};
+use super::{EnrolRequest, Enrolled, Node, Status, Totals, Version};
 use crate::{datapath::Datapath, network::Changes};
 
 /// How long a version of settings that is no longer in force stays in the maps: a
@@ -28,6 +28,7 @@ pub(super) enum Command {
     UnenrolPod(String, oneshot::Sender<Result<usize>>),
     Enrolled(oneshot::Sender<Result<Vec<Enrolled>>>),
     Status(oneshot::Sender<Result<Status>>),
+    Totals(oneshot::Sender<Result<Totals>>),
     /// Programs missed listeners in these namespaces.
     FindListeners(Vec<NetnsCookie>),
     /// Programs asked for connections to be spliced; the answer says how long it
@@ -66,6 +67,13 @@ impl NodeHandle {
             .spawn(move || node.serve(inbox))
             .context("cannot start a thread")?;
         Ok((Self { commands }, thread))
+    }
+
+    /// A way to the node that does not keep it.
+    pub fn downgrade(&self) -> WeakNode {
+        WeakNode {
+            commands: self.commands.downgrade(),
+        }
     }
 
     /// The way to a node that has ended.
@@ -124,6 +132,15 @@ impl NodeHandle {
         self.ask(Command::Status).await
     }
 
+    /// What was counted on the whole node.
+    ///
+    /// # Errors
+    ///
+    /// When the thread has ended.
+    pub async fn totals(&self) -> Result<Totals> {
+        self.ask(Command::Totals).await
+    }
+
     /// Has the listeners of these namespaces looked for.
     pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
         // It fails only when the thread has ended, and then nobody needs them.
@@ -163,6 +180,57 @@ impl NodeHandle {
             .map_err(|_ended| anyhow!("the agent is shutting down"))?;
         wait.await
             .map_err(|_ended| anyhow!("the agent is shutting down"))?
+    }
+}
+
+/// A way to the node that does not keep it: for whoever only looks.
+#[derive(Clone)]
+pub struct WeakNode {
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl WeakNode {
+    /// The way to the node, `None` when it is ending.
+    pub fn upgrade(&self) -> Option<NodeHandle> {
+        let commands = self.commands.upgrade()?;
+        Some(NodeHandle { commands })
+    }
+
+    /// Whether the thread has ended, or is ending.
+    pub fn has_ended(&self) -> bool {
+        self.commands
+            .upgrade()
+            .is_none_or(|commands| commands.is_closed())
+    }
+}
+
+/// A node of which a test is the thread.
+#[cfg(test)]
+pub(crate) fn handle_for_tests() -> (NodeHandle, Inbox) {
+    let (commands, inbox) = mpsc::channel(64);
+    (NodeHandle { commands }, Inbox(inbox))
+}
+
+/// What a node is asked, for a test to answer.
+#[cfg(test)]
+pub(crate) struct Inbox(mpsc::Receiver<Command>);
+
+#[cfg(test)]
+impl Inbox {
+    /// Answers the next question, which has to be that for the totals.
+    pub(crate) fn answer_totals(&mut self, totals: Totals) {
+        match self.0.try_recv() {
+            Ok(Command::Totals(answer)) => {
+                let _ = answer.send(Ok(totals));
+            }
+            Ok(_) => panic!("something else was asked"),
+            Err(error) => panic!("nothing was asked: {error}"),
+        }
+    }
+
+    /// Whether nothing is asked.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

@@ -7,6 +7,7 @@
 mod follow;
 mod handle;
 mod status;
+mod totals;
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +21,16 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::{NetnsCookie, PodSettings};
 use tokio::sync::mpsc;
 
-use self::handle::{Command, Timer};
+#[cfg(test)]
+pub(crate) use self::handle::handle_for_tests;
+use self::{
+    handle::{Command, Timer},
+    totals::Tally,
+};
 pub use self::{
-    handle::NodeHandle,
+    handle::{NodeHandle, WeakNode},
     status::{Enrolled, PodStatus, Status},
+    totals::{MapFill, Totals},
 };
 use crate::{
     datapath::{Datapath, PodProgram, Pods},
@@ -84,6 +91,7 @@ struct Node {
     enrolled: BTreeMap<NetnsCookie, Pod>,
     /// How many versions of settings there have been: the number of the newest.
     list_sets: u32,
+    tally: Tally,
     timer: Timer,
 }
 
@@ -95,6 +103,7 @@ impl Node {
             nsids: Nsids::open()?,
             enrolled: BTreeMap::new(),
             list_sets: 0,
+            tally: Tally::default(),
             timer,
         })
     }
@@ -104,7 +113,9 @@ impl Node {
             // An answer that nobody waits for any more is nobody's loss.
             match command {
                 Command::Enrol(request, answer) => {
-                    let _ = answer.send(self.enrol(*request));
+                    let done = self.enrol(*request);
+                    self.tally.enrolment(&done);
+                    let _ = answer.send(done);
                 }
                 Command::Unenrol(netns, answer) => {
                     let _ = answer.send(self.unenrol(&netns));
@@ -117,6 +128,9 @@ impl Node {
                 }
                 Command::Status(answer) => {
                     let _ = answer.send(self.status());
+                }
+                Command::Totals(answer) => {
+                    let _ = answer.send(Ok(self.totals()));
                 }
                 Command::Splice(answer) => {
                     let _ = answer.send(self.splice());
@@ -212,6 +226,8 @@ impl Node {
         routes: &RouteTable,
     ) -> Result<PodProgram> {
         let cookie = netns.cookie();
+        // Nothing, unless another agent has counted it.
+        self.tally.comes(&self.pods.counted(cookie));
         let in_force = self
             .write(cookie, version, &RouteTable::new(), routes)
             .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
@@ -317,6 +333,7 @@ impl Node {
     fn clear(&mut self, cookie: NetnsCookie, routes: &RouteTable) {
         self.pods.take_out_of_force(cookie);
         self.pods.remove_routes(cookie, routes);
+        self.tally.goes(&self.pods.counted(cookie));
         self.pods.remove_counters(cookie);
     }
 

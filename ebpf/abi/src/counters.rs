@@ -1,3 +1,5 @@
+use core::array;
+
 use crate::SpliceCounters;
 
 /// How many rule codes [`Counters::by_rule`] has room for.
@@ -25,6 +27,32 @@ impl Counters {
         by_error: [0; ERROR_COUNT],
         splice: SpliceCounters::ZERO,
     };
+
+    /// The sum of both, modulo 2⁶⁴.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::wrapping_add)
+    }
+
+    /// What this has more than the other, modulo 2⁶⁴.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        self.with(other, u64::wrapping_sub)
+    }
+
+    fn with(&self, other: &Self, each: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            by_rule: array::from_fn(|i| each(self.by_rule[i], other.by_rule[i])),
+            by_error: array::from_fn(|i| each(self.by_error[i], other.by_error[i])),
+            splice: SpliceCounters {
+                messages: each(self.splice.messages, other.splice.messages),
+                bytes: each(self.splice.bytes, other.splice.bytes),
+                fallbacks: array::from_fn(|i| {
+                    each(self.splice.fallbacks[i], other.splice.fallbacks[i])
+                }),
+            },
+        }
+    }
 }
 
 /// What can go wrong in a program. Each comment says which way the connection
@@ -71,11 +99,14 @@ pub enum ErrorCode {
     /// A connection from a virtual interface comes from a port that still has
     /// another connection, to another destination. Its packet is dropped.
     ForwardCollision = 12,
+    /// A redirected connection of the pod did not get through to the proxy's port:
+    /// nobody listens there, and the connect fails with ECONNREFUSED.
+    ProxyAwayOutbound = 13,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::RememberFailed,
         Self::BindFailed,
         Self::OwnerUnknown,
@@ -89,6 +120,7 @@ impl ErrorCode {
         Self::ForwardNoAddress,
         Self::ForwardFailed,
         Self::ForwardCollision,
+        Self::ProxyAwayOutbound,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -107,6 +139,7 @@ impl ErrorCode {
             Self::ForwardNoAddress => "forward_no_address",
             Self::ForwardFailed => "forward_failed",
             Self::ForwardCollision => "forward_collision",
+            Self::ProxyAwayOutbound => "proxy_away_outbound",
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod addr;
 mod counters;
+mod decided;
 mod dns;
 mod flow;
 mod listeners;
@@ -26,6 +27,7 @@ mod user;
 
 pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
+pub use decided::Decided;
 pub use dns::{PATIENCE, QUESTION_SLOTS, Questions};
 pub use flow::{ASKED_BOUND, ASKED_REDIRECTED, Asked, Endpoint, FlowKey};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};

@@ -1,9 +1,9 @@
 //! The agent's side: which of these types may be read from and written to maps.
 
 use crate::{
-    Addr, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route, RouteKey, Sender,
-    SpliceCounters, SpliceOffsets,
+    Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    InterfaceKey, KernelOffsets, ListenerKey, PodSettings, PortChunk, PortChunkKey, Route,
+    RouteKey, Sender, SpliceCounters, SpliceOffsets,
 };
 
 macro_rules! pod {
@@ -44,6 +44,7 @@ const _: () = {
     assert!(size_of::<CidrKey>() == 24);
     assert!(size_of::<Counters>() == 8 * 56 + size_of::<SpliceCounters>());
     assert!(size_of::<SpliceCounters>() == 8 * 18);
+    assert!(size_of::<Decided>() == 8 + 2 * 16 + 2 * 2 + 3 * 4);
     assert!(size_of::<End>() == 32);
     assert!(size_of::<EndKey>() == 56);
     assert!(size_of::<Endpoint>() == 20);

@@ -23,7 +23,7 @@ use {ipnet as _, proptest as _, shunt_istio_rules as _};
 
 pub use inbound::{Inbound, inbound};
 pub use outbound::{Outbound, is_proxy, may_capture, outbound};
-pub use rule::{Rule, Verdict};
+pub use rule::{Direction, Rule, Verdict};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
 pub use splice::{Message, Way, splice};
 

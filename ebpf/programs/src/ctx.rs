@@ -340,6 +340,12 @@ impl TcpEvent {
         read!(self.0, op)
     }
 
+    /// The state until now, in a state callback.
+    #[inline(always)]
+    pub fn old_state(self) -> u32 {
+        read!(self.0, __bindgen_anon_1.args[0])
+    }
+
     /// The new state, in a state callback.
     #[inline(always)]
     pub fn new_state(self) -> u32 {

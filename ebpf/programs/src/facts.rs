@@ -2,8 +2,8 @@
 //! the rules make of it.
 
 use shunt_abi::{
-    Addr, Endpoint, ErrorCode, INTERFACE_EXCLUDED, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL,
-    ROUTE_UNREACHABLE, Route,
+    Addr, Decided, Endpoint, ErrorCode, INTERFACE_EXCLUDED, NO_OWNER, NetnsCookie, PodSettings,
+    ROUTE_LOCAL, ROUTE_UNREACHABLE, Route,
 };
 use shunt_decide::{Decision, Outbound, Protocol, outbound};
 
@@ -12,6 +12,7 @@ use crate::{
     ctx::{AddressCall, EINVAL, ENETUNREACH},
     kernel,
     lists::{self, PodLists},
+    log,
 };
 
 /// Decides over a call that sends to `asked`.
@@ -44,6 +45,16 @@ pub fn decide(
     };
     let decision = outbound(settings, &facts, &lists);
     counters::decided(netns, decision.rule);
+    log::decided(|| Decided {
+        netns,
+        source: path.source,
+        destination: path.destination,
+        source_port: call.socket().source_port(),
+        destination_port: port,
+        uid,
+        gid,
+        rule: decision.rule as u32,
+    });
     decision
 }
 

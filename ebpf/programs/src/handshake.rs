@@ -9,7 +9,7 @@
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, flags};
 
@@ -39,6 +39,7 @@ pub fn event(event: TcpEvent) {
         BPF_SOCK_OPS_TCP_LISTEN_CB => listeners::opened(event, socket),
         BPF_SOCK_OPS_STATE_CB => {
             if event.new_state() == BPF_TCP_CLOSE {
+                refused(event, socket);
                 withdraw(event, socket);
             }
             splice_ends::changes(event, socket);
@@ -90,6 +91,20 @@ fn remove(key: &FlowKey) {
 pub fn is_published(netns: NetnsCookie, client: &Endpoint, server: &Endpoint) -> bool {
     // SAFETY: the element is not looked into.
     unsafe { FLOWS.get(flow(netns, client, server)) }.is_some()
+}
+
+/// A connection ends before it was one. On its way to the proxy's port, which is
+/// within the pod, that means that nobody listens there.
+#[inline(always)]
+fn refused(event: TcpEvent, socket: Socket) {
+    let redirected = || {
+        ASKED
+            .get(socket)
+            .is_some_and(|asked| asked.destination().is_some())
+    };
+    if event.old_state() == BPF_TCP_SYN_SENT && redirected() {
+        counters::failed(event.netns(), ErrorCode::ProxyAwayOutbound);
+    }
 }
 
 /// The application's socket is closed.

@@ -24,6 +24,7 @@ pub mod handshake;
 pub mod kernel;
 pub mod listeners;
 pub mod lists;
+pub mod log;
 pub mod lookup;
 pub mod maps;
 pub mod names;

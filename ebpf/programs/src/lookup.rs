@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use shunt_abi::{
-    Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS, ListenerKey,
-    ListenerKind, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
+    Decided, Endpoint, ErrorCode, Event, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, LISTENER_SLOTS,
+    ListenerKey, ListenerKind, NO_OWNER, NetnsCookie, PodSettings, ROUTE_LOCAL, flags,
 };
 use shunt_decide::{Inbound, inbound};
 
@@ -12,6 +12,7 @@ use crate::{
     ctx::{AF_INET, Arrival, TCP},
     forward, handshake,
     lists::{self, PodLists},
+    log,
     maps::{EVENTS, LISTENERS},
     pods,
 };
@@ -62,6 +63,16 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     };
     let decision = inbound(settings, &facts, &lists);
     counters::decided(netns, decision.rule);
+    log::decided(|| Decided {
+        netns,
+        source: remote.addr,
+        destination: local.addr,
+        source_port: remote.port,
+        destination_port: local.port,
+        uid: NO_OWNER,
+        gid: NO_OWNER,
+        rule: decision.rule as u32,
+    });
     match decision.verdict.port(settings) {
         None => Outcome::Untouched,
         Some(port) => assign(arrival, netns, port, &OUTSIDE),
@@ -88,12 +99,16 @@ fn is_redirected(
 struct Kinds {
     v4: &'static [ListenerKind],
     v6: &'static [ListenerKind],
+    /// Whether a packet that finds none is to be counted: of one from inside the pod
+    /// `sock_ops` sees the client, and counts it there.
+    counted: bool,
 }
 
 /// For a packet from outside the pod.
 const OUTSIDE: Kinds = Kinds {
     v4: &[ListenerKind::V4, ListenerKind::V6],
     v6: &[ListenerKind::V6],
+    counted: true,
 };
 
 /// For a packet from inside the pod.
@@ -105,15 +120,16 @@ const INSIDE: Kinds = Kinds {
         ListenerKind::Loopback6,
     ],
     v6: &[ListenerKind::V6, ListenerKind::Loopback6],
+    counted: false,
 };
 
 /// Gives the packet to a listener of the proxy.
 #[inline(always)]
-fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, kinds: &'static Kinds) -> Outcome {
+fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, wanted: &'static Kinds) -> Outcome {
     let kinds = if arrival.family() == AF_INET {
-        kinds.v4
+        wanted.v4
     } else {
-        kinds.v6
+        wanted.v6
     };
     let mut error = ErrorCode::ProxyAway;
     for kind in kinds {
@@ -123,7 +139,9 @@ fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, kinds: &'static Kinds
             Found::Nobody => {}
         }
     }
-    counters::failed(netns, error);
+    if wanted.counted || !matches!(error, ErrorCode::ProxyAway) {
+        counters::failed(netns, error);
+    }
     ask_for_listeners(netns, port);
     Outcome::Refused
 }

@@ -13,9 +13,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use shunt_abi::{
-    Asked, CidrKey, Counters, End, EndKey, Endpoint, Event, FlowKey, Interface, InterfaceKey,
-    ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route, RouteKey,
-    Sender,
+    Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    InterfaceKey, ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route,
+    RouteKey, Sender,
 };
 
 use crate::storage::SocketStorage;
@@ -109,6 +109,11 @@ pub static ORIGINAL_DST: SocketStorage<Endpoint, { NO_PREALLOC | CLONE }> = Sock
 #[btf_map]
 pub static COUNTERS: PerCpuHashMap<NetnsCookie, Counters, MAX_PODS, NO_PREALLOC> =
     PerCpuHashMap::new();
+
+/// The decision that is being logged on this processor. Written and read by the
+/// programs that decide, when decisions are logged.
+#[btf_map]
+pub static DECIDED: PerCpuArray<Decided, 1> = PerCpuArray::new();
 
 /// Requests to the agent. Written by `sk_lookup`.
 #[btf_map]

@@ -14,9 +14,15 @@ fn without_a_listener_connections_are_refused() {
     let agent = lab.enrolled();
     assert_eq!(lab.inbound(), "refused");
     assert_eq!(agent.errors("proxy_away"), 1);
-    // The application's own side is refused by the kernel: no program has failed.
+    assert_eq!(agent.errors("proxy_away_outbound"), 0);
+    // The application's own side is refused by the kernel, and so is the proxy that
+    // calls its own pod.
     assert_eq!(lab.outbound(), "refused");
     assert_eq!(agent.errors("proxy_away"), 1);
+    assert_eq!(agent.errors("proxy_away_outbound"), 1);
+    assert_eq!(lab.hairpin(), "refused");
+    assert_eq!(agent.errors("proxy_away"), 1);
+    assert_eq!(agent.errors("proxy_away_outbound"), 2);
 }
 
 /// There is a slot for the first of the proxy's ports, and none for the second.

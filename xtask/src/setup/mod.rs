@@ -33,6 +33,8 @@ pub(crate) enum Use {
     Kubernetes,
     /// Run the benchmark, beside what the tests need.
     Bench,
+    /// Run virtual machines.
+    Vm,
     /// Run the lints.
     Lint,
     /// Render and check the chart.
@@ -245,6 +247,7 @@ fn package_needs(
         (For::Bench, uses.contains(&Use::Bench)),
         (For::Kubernetes, uses.contains(&Use::Kubernetes)),
         (For::KubernetesBuild, build_kubernetes),
+        (For::Vm, uses.contains(&Use::Vm)),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))

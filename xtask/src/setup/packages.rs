@@ -25,6 +25,8 @@ pub(crate) enum For {
     Tests,
     /// The benchmark.
     Bench,
+    /// Virtual machines with other kernels.
+    Vm,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
     /// A real node.
@@ -370,6 +372,18 @@ pub(crate) const TABLE: &[Package] = &[
         "rsync",
         Sign::Program("rsync"),
         "used by Kubernetes' build",
+    ),
+    package(
+        For::Vm,
+        "qemu-system-x86",
+        Sign::Program("qemu-system-x86_64"),
+        "runs the tests on other kernels, in virtual machines",
+    ),
+    package(
+        For::Vm,
+        "kmod",
+        Sign::Program("depmod"),
+        "finds out which module of such a kernel needs which, and loads them there",
     ),
 ];
 

@@ -243,7 +243,7 @@ impl Pod {
     /// What shunt decides when the programs were given other settings, or not
     /// quite these.
     pub(crate) fn decide_by(&self, settings: &PodSettings, packet: &Packet) -> Decision {
-        match &packet.hook {
+        let decision = match &packet.hook {
             Hook::Output { interface, owner } => {
                 let facts = Outbound {
                     protocol: protocol(packet),
@@ -267,7 +267,10 @@ impl Pod {
                 };
                 inbound(settings, &facts, self)
             }
-        }
+        };
+        // Counters know the rule alone, and tell the verdict by it.
+        assert_eq!(decision.verdict, decision.rule.verdict(), "{decision:?}");
+        decision
     }
 
     /// Whether shunt would ask for a decision on this at all when it leaves.

@@ -1,0 +1,30 @@
+#!/usr/bin/busybox sh
+# The first process of a test VM. Makes what the tests find on any machine, then
+# runs /vm/run with its output on the second serial line. The console, the first
+# one, is for what the kernel says.
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/usr/lib/busybox HOME=/root TERM=linux LANG=C.UTF-8
+/usr/bin/busybox --install -s /usr/lib/busybox
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t tmpfs run /run
+mount -t tmpfs -o mode=1777 tmp /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t securityfs securityfs /sys/kernel/security
+mount --make-rshared /
+ln -s /proc/self/fd /dev/fd
+mkdir -p /run/netns /run/lock
+ulimit -l unlimited
+ulimit -n 1048576
+hostname shunt-vm
+ip link set lo up
+# Where a warning of the kernel is a failure, the console says so.
+stty -F /dev/ttyS1 raw
+. /vm/run
+# With -no-reboot the machine ends.
+sync
+reboot -f

@@ -1,0 +1,239 @@
+//! Debian's kernels: downloaded once, kept in the cache, checked each time.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::apt::Apt;
+use crate::{exec::Step, paths, say};
+
+/// The kernels that the tests run on, the oldest first. Debian has each of them in
+/// one of the suites of [`Apt`], as cloud images, which are small.
+pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
+
+/// How their packages' names end.
+const FLAVOUR: &str = "-cloud-amd64";
+
+/// What names the digests of the packages of a kernel, beside them.
+const DIGESTS: &str = "SHA256SUMS";
+
+/// A kernel that is there to be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    /// Its series, one of [`KERNELS`].
+    pub(crate) series: String,
+    /// The kernel itself.
+    pub(crate) image: PathBuf,
+    /// The directory of its modules; its name is the kernel's release.
+    pub(crate) modules: PathBuf,
+}
+
+impl Kernel {
+    /// What `uname -r` says in it.
+    pub(crate) fn release(&self) -> String {
+        let name = self.modules.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// One that was unpacked below `dir`.
+    fn unpacked(series: &str, dir: &Path) -> Result<Self> {
+        let root = dir.join("root");
+        let modules = only_entry(&root.join("lib/modules"))?;
+        let release = modules.file_name().unwrap_or_default();
+        let in_boot = format!("boot/vmlinuz-{}", release.display());
+        let places = [root.join(in_boot), modules.join("vmlinuz")];
+        let image = places.into_iter().find(|place| place.is_file());
+        let image = image.with_context(|| format!("{} has no vmlinuz", root.display()))?;
+        Ok(Self {
+            series: series.to_owned(),
+            image,
+            modules,
+        })
+    }
+}
+
+fn only_entry(dir: &Path) -> Result<PathBuf> {
+    let mut entries = fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
+    let entry = entries
+        .next()
+        .with_context(|| format!("{} is empty", dir.display()))??;
+    Ok(entry.path())
+}
+
+/// These kernels, downloaded if they are not in the cache.
+pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
+    let cache = paths::cache()?.join("kernels");
+    let missing: Vec<_> = series
+        .iter()
+        .filter(|series| !cache.join(series).is_dir())
+        .collect();
+    if !missing.is_empty() {
+        fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
+        let apt = Apt::open(cache.join(format!("apt-{}", process::id())))?;
+        for series in missing {
+            fetch(&apt, series, &cache)?;
+        }
+    }
+    series
+        .iter()
+        .map(|series| {
+            let dir = cache.join(series);
+            check(&dir)?;
+            Kernel::unpacked(series, &dir)
+        })
+        .collect()
+}
+
+/// Compares the packages with the digests that Debian's signed lists had.
+fn check(dir: &Path) -> Result<()> {
+    Step::new("sha256sum", "checking a downloaded kernel")
+        .args(["--check", "--quiet", DIGESTS])
+        .dir(dir)
+        .remedy(format!("Remove {}; it is downloaded again.", dir.display()))
+        .output()
+        .map(drop)
+}
+
+/// Downloads and unpacks one beside its place, and then moves it there: no half
+/// kernel is ever found.
+fn fetch(apt: &Apt, series: &str, cache: &Path) -> Result<()> {
+    let names = apt.names("linux-")?;
+    let packages = packages(series, &names);
+    if packages.is_empty() {
+        bail!("Debian's lists have no package of Linux {series} for this machine's architecture");
+    }
+    say(format!(
+        "downloading Linux {series} for the test VM: {}",
+        packages.join(", ")
+    ));
+    let staging = cache.join(format!("partial-{series}-{}", process::id()));
+    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    let done = fill(apt, &packages, &staging).and_then(|()| {
+        fs::rename(&staging, cache.join(series))
+            .with_context(|| format!("putting Linux {series} into {}", cache.display()))
+    });
+    if done.is_err() {
+        // The error of the download is the one to report.
+        let _ = fs::remove_dir_all(&staging);
+    }
+    done
+}
+
+fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
+    let root = dir.join("root");
+    // Older packages have their modules in /lib, newer ones in /usr/lib.
+    fs::create_dir_all(root.join("usr/lib"))?;
+    std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
+    let mut digests = String::new();
+    for package in packages {
+        let digest = apt.digest(package)?;
+        apt.download(package, dir)?;
+        let file = file_of(package, dir)?;
+        digests.push_str(&format!("{digest}  {file}\n"));
+    }
+    fs::write(dir.join(DIGESTS), digests)?;
+    check(dir)?;
+    for package in packages {
+        unpack(&dir.join(file_of(package, dir)?), &root)?;
+    }
+    let modules = only_entry(&root.join("lib/modules"))?;
+    Step::new("depmod", "finding out which module needs which")
+        .arg("--basedir")
+        .arg(&root)
+        .arg(modules.file_name().unwrap_or_default())
+        .output()
+        .map(drop)
+}
+
+/// dpkg-deb would put a directory in the place of the link `lib`; tar keeps it.
+fn unpack(package: &Path, root: &Path) -> Result<()> {
+    Step::new("sh", "unpacking a kernel")
+        .args(["-c", r#"dpkg-deb --fsys-tarfile "$0" | tar --extract --keep-directory-symlink --directory "$1""#])
+        .arg(package)
+        .arg(root)
+        .output()
+        .map(drop)
+}
+
+/// The file that apt downloaded for a package.
+fn file_of(package: &str, dir: &Path) -> Result<String> {
+    let start = format!("{package}_");
+    let mut names = fs::read_dir(dir)?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .find(|name| name.starts_with(&start))
+        .with_context(|| format!("apt left no file of {package} in {}", dir.display()))
+}
+
+/// The packages of the newest kernel of a series: one with everything, or the
+/// kernel and its modules apart, as newer ones come.
+fn packages(series: &str, names: &[String]) -> Vec<String> {
+    let versions = |kind_of: &str| {
+        let start = format!("linux-{kind_of}-{series}.");
+        names
+            .iter()
+            .filter_map(|name| {
+                let version = name.strip_prefix(&start)?.strip_suffix(FLAVOUR)?;
+                Some((numbers(version), name.clone()))
+            })
+            .max()
+    };
+    if let (Some((_, binary)), Some((_, modules))) = (versions("binary"), versions("modules")) {
+        return vec![binary, modules];
+    }
+    versions("image")
+        .map(|(_, name)| vec![name])
+        .unwrap_or_default()
+}
+
+/// The numbers of a version, which sort as it does.
+fn numbers(version: &str) -> Vec<u32> {
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_a_series_is_taken() {
+        let names: Vec<String> = [
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64-dbg",
+            "linux-image-6.1.0-51-amd64",
+            "linux-image-6.12.94+deb13-cloud-amd64",
+            "linux-image-6.12.107+deb13-cloud-amd64",
+            "linux-image-7.2.12+deb13-cloud-amd64",
+            "linux-binary-7.2.9+deb13-cloud-amd64",
+            "linux-binary-7.2.12+deb13-cloud-amd64",
+            "linux-modules-7.2.12+deb13-cloud-amd64",
+        ]
+        .map(str::to_owned)
+        .into();
+        assert_eq!(
+            packages("6.1", &names),
+            ["linux-image-6.1.0-50-cloud-amd64"]
+        );
+        assert_eq!(
+            packages("6.12", &names),
+            ["linux-image-6.12.107+deb13-cloud-amd64"]
+        );
+        assert_eq!(
+            packages("7.2", &names),
+            [
+                "linux-binary-7.2.12+deb13-cloud-amd64",
+                "linux-modules-7.2.12+deb13-cloud-amd64"
+            ]
+        );
+        assert!(packages("5.15", &names).is_empty());
+    }
+}

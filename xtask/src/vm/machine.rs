@@ -1,0 +1,132 @@
+//! A virtual machine: QEMU, with a kernel and a file system in memory.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::kernel::Kernel;
+
+/// What QEMU is called: the VMs are x86-64 machines.
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What the kernel is told: where its console is, to end when it panics, and not to
+/// check an emulated timer, which is too late on a busy machine.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check loglevel=6";
+
+/// Memory, in MiB: the file system is in it twice while it is unpacked.
+const MEMORY: &str = "3072";
+
+/// A machine that was not started yet.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) kernel: &'a Kernel,
+    /// The file system.
+    pub(super) image: &'a Path,
+}
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// By itself.
+    Itself,
+    /// It was ended, because its time was over.
+    TimeLimit,
+}
+
+impl Machine<'_> {
+    /// Runs it to its end, at most for `limit`. Its console goes to the file
+    /// `console`; each line that it writes to its second serial line is handed to
+    /// `see`.
+    pub(super) fn run(
+        &self,
+        console: &Path,
+        limit: Duration,
+        mut see: impl FnMut(&str),
+    ) -> Result<End> {
+        let mut child = Command::new(PROGRAM)
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .args(["-smp", "2", "-m", MEMORY])
+            .args(acceleration())
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.image)
+            .args(["-append", PARAMETERS])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {PROGRAM}"))?;
+        let stdout = child.stdout.take().context("the pipe was just asked for")?;
+        let guard = Guard(Arc::new(Mutex::new(child)));
+        let timer = guard.end_after(limit);
+        for line in BufReader::new(stdout).split(b'\n') {
+            see(String::from_utf8_lossy(&line?).trim_end_matches('\r'));
+        }
+        let over = timer.is_over();
+        drop(guard);
+        Ok(if over { End::TimeLimit } else { End::Itself })
+    }
+}
+
+/// KVM where the processor has it, which a file alone does not tell.
+fn acceleration() -> [&'static str; 4] {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag| processor.split_whitespace().any(|word| word == flag);
+    if has("vmx") || has("svm") {
+        ["-accel", "kvm", "-cpu", "host"]
+    } else {
+        ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    }
+}
+
+/// A running QEMU, which is ended on drop.
+struct Guard(Arc<Mutex<Child>>);
+
+impl Guard {
+    fn end_after(&self, limit: Duration) -> Timer {
+        let child = Arc::clone(&self.0);
+        let (stop, stopped) = mpsc::channel();
+        let end = Instant::now() + limit;
+        thread::spawn(move || {
+            if stopped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                kill(&child);
+            }
+        });
+        Timer { end, _stop: stop }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        kill(&self.0);
+    }
+}
+
+/// The wait for a time limit; it ends on drop.
+struct Timer {
+    end: Instant,
+    _stop: mpsc::Sender<()>,
+}
+
+impl Timer {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+}
+
+/// Ends and reaps it; one that has ended stays as it is.
+fn kill(child: &Mutex<Child>) {
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = child.kill();
+    let _ = child.wait();
+}
