@@ -264,17 +264,10 @@ fn pods_that_come_and_go_leave_nothing(cluster: &Cluster) {
 
 /// How many entries something of the status has: of maps, each with its name.
 fn count(part: &serde_json::Value) -> Vec<(String, u64)> {
-    match part {
-        serde_json::Value::Array(items) => {
-            let number = |item: &serde_json::Value| item["entries"].as_u64().unwrap_or(1);
-            let name = |item: &serde_json::Value| item["name"].to_string();
-            items
-                .iter()
-                .map(|item| (name(item), number(item)))
-                .collect()
-        }
-        other => vec![(other.to_string(), 0)],
-    }
+    let number = |item: &serde_json::Value| item["entries"].as_u64().unwrap_or(1);
+    let name = |item: &serde_json::Value| item["name"].to_string();
+    let items = part.as_array().into_iter().flatten();
+    items.map(|item| (name(item), number(item))).collect()
 }
 
 fn a_killed_agent_leaves_no_gap(cluster: &Cluster) {
