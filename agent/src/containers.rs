@@ -63,13 +63,15 @@ struct Process {
 ///
 /// # Errors
 ///
-/// When the processes cannot be listed, or the node's own network is out of sight.
+/// When the processes cannot be listed.
 pub fn scan(proc: &Path, wanted: &BTreeSet<String>) -> Result<Found> {
-    let shown = proc.display();
-    let host = file_id(&proc.join("1/ns/net")).with_context(|| {
-        format!("cannot look at {shown}/1/ns/net; it takes the PID namespace of the node and CAP_SYS_PTRACE")
+    let entries = fs::read_dir(proc).with_context(|| {
+        format!(
+            "cannot list the processes at {}; --proc names where the node's are seen",
+            proc.display()
+        )
     })?;
-    let entries = fs::read_dir(proc).with_context(|| format!("cannot list {shown}"))?;
+    let host = own_networks(proc);
     let pids = entries
         .flatten()
         .filter_map(|entry| pid(&entry.file_name().to_string_lossy()));
@@ -82,7 +84,7 @@ pub fn scan(proc: &Path, wanted: &BTreeSet<String>) -> Result<Found> {
         };
         if wanted.contains(&uid)
             && let Some(process) = process(proc, pid)
-            && process.netns != host
+            && !host.contains(&process.netns)
         {
             processes.entry(uid.clone()).or_default().push(process);
         }
@@ -126,6 +128,17 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
     })
 }
 
+/// The networks that are no pod's: the node's, which is also the agent's own. The
+/// first process may be out of sight.
+fn own_networks(proc: &Path) -> Vec<FileId> {
+    let first = proc.join("1/ns/net");
+    let places = [first.as_path(), Path::new("/proc/self/ns/net")];
+    places
+        .iter()
+        .filter_map(|path| file_id(path).ok())
+        .collect()
+}
+
 fn file_id(path: &Path) -> std::io::Result<FileId> {
     let found = fs::metadata(path)?;
     Ok((found.dev(), found.ino()))
@@ -148,7 +161,9 @@ fn sandbox(
         .ok()?;
     let resolvers = resolvers(&dir.join("root"))
         .inspect_err(|error| tracing::debug!(uid, "no resolv.conf: {error:#}"))
-        .ok();
+        .ok()
+        // A sandbox may have an empty one of its image; a pod has always somebody to ask.
+        .filter(|resolvers| !resolvers.is_empty());
     (pod_of(proc, process.pid).as_deref() == Some(uid)).then(|| Sandbox {
         netns: open.path().to_owned(),
         cookie: open.cookie(),

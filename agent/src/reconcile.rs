@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use shunt_abi::NetnsCookie;
 
 use crate::{
     containers::{Found, Sandbox, scan},
@@ -74,12 +75,17 @@ pub(crate) async fn run(pods: PodsHandle, node: NodeHandle, proc: PathBuf, event
         events,
         retries: Retries::default(),
     };
+    let mut complained = false;
     loop {
-        if let Err(error) = reconciler.pass().await {
-            tracing::warn!("cannot look at the pods of the node: {error:#}");
+        let done = reconciler.pass().await;
+        if let Err(error) = &done {
             reconciler.pods.state().errors.scan.inc();
+            if !complained {
+                tracing::warn!("cannot look at the pods of the node: {error:#}");
+            }
             tokio::time::sleep(FAILURE_PAUSE).await;
         }
+        complained = done.is_err();
         let wait = reconciler.retries.wait(Instant::now());
         reconciler.pods.index().changed(wait).await;
         tokio::time::sleep(SETTLE).await;
@@ -197,20 +203,16 @@ fn plan(view: &View, enrolled: &[Enrolled], found: &Found, resolvers: &Resolvers
         };
         ends.then(|| Step::Unenrol(pod.clone()))
     });
+    // Where it is seen whose namespace it is, that counts.
+    let seen: BTreeSet<NetnsCookie> = found.sandboxes.values().map(|one| one.cookie).collect();
     let here = view.pods.iter().flat_map(|known| {
-        let uid = known.pod.uid.as_str();
-        let own = enrolled.iter().filter(|enrolled| {
-            let pod = enrolled.pod.as_ref();
-            pod.is_some_and(|pod| pod.uid == uid)
-        });
-        match &known.decision {
-            Decision::Leave(_) | Decision::Refuse(_) => Vec::new(),
-            Decision::Redirect(settings) => Pod {
-                known,
-                settings,
-                sandbox: found.sandboxes.get(uid),
-            }
-            .steps(own.collect(), enrolled, resolvers),
+        let Decision::Redirect(settings) = &known.decision else {
+            return Vec::new();
+        };
+        let pod = Pod { known, settings };
+        match found.sandboxes.get(&known.pod.uid) {
+            Some(sandbox) => pod.in_sandbox(sandbox, enrolled, resolvers),
+            None => pod.without_process(enrolled, &seen),
         }
     });
     gone.chain(here).collect()
@@ -220,30 +222,39 @@ fn plan(view: &View, enrolled: &[Enrolled], found: &Found, resolvers: &Resolvers
 struct Pod<'a> {
     known: &'a Known,
     settings: &'a Settings,
-    sandbox: Option<&'a Sandbox>,
 }
 
 impl Pod<'_> {
-    fn steps(&self, own: Vec<&Enrolled>, all: &[Enrolled], resolvers: &Resolvers) -> Vec<Step> {
-        let Some(sandbox) = self.sandbox else {
-            if own.is_empty() {
-                return vec![Step::Wait(self.known.pod.clone())];
-            }
-            // It has no process yet; the plugin knew where its namespace is.
-            let changed = own.into_iter().filter(|one| one.settings != *self.settings);
-            return changed
-                .map(|one| self.enrol(&one.netns, one.resolvers.clone()))
-                .collect();
-        };
+    fn in_sandbox(
+        &self,
+        sandbox: &Sandbox,
+        enrolled: &[Enrolled],
+        resolvers: &Resolvers,
+    ) -> Vec<Step> {
         let expected = match &sandbox.resolvers {
             Some(read) => read.clone(),
             None => resolvers.of(&self.known.dns),
         };
-        let here = all.iter().find(|one| one.cookie == sandbox.cookie);
+        let here = enrolled.iter().find(|one| one.cookie == sandbox.cookie);
         if here.is_some_and(|here| self.is_in_force(here, &expected)) {
             return Vec::new();
         }
         vec![self.enrol(&sandbox.netns, expected)]
+    }
+
+    /// It has no process yet; where the plugin has enrolled it, its namespace is
+    /// known.
+    fn without_process(&self, enrolled: &[Enrolled], seen: &BTreeSet<NetnsCookie>) -> Vec<Step> {
+        let mut own = enrolled
+            .iter()
+            .filter(|one| one.pod.as_ref() == Some(&self.known.pod) && !seen.contains(&one.cookie))
+            .peekable();
+        if own.peek().is_none() {
+            return vec![Step::Wait(self.known.pod.clone())];
+        }
+        own.filter(|one| one.settings != *self.settings)
+            .map(|one| self.enrol(&one.netns, one.resolvers.clone()))
+            .collect()
     }
 
     fn is_in_force(&self, here: &Enrolled, resolvers: &[std::net::IpAddr]) -> bool {

@@ -10,6 +10,8 @@
 
 mod check;
 mod cli;
+mod cni;
+mod containers;
 mod differential;
 mod dns;
 mod envoy;

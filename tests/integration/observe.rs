@@ -259,7 +259,7 @@ fn decisions_are_in_the_log_at_debug() {
     let lab = Lab::new();
     lab.pod
         .netns()
-        .ip("link add vm0 type dummy\nlink set vm0 up\n");
+        .ip("link add vm0 type bridge\nlink set vm0 up\n");
     let place = Place::new(lab.node.cgroup());
     let agent = Agent::start_logging(place, "info,shunt::bpf=debug", &["--splice", "auto"]);
     let flags = [&ISTIO_DEFAULTS[..], &["-k", "vm0"]].concat();

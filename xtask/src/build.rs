@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the agent, with the BPF programs inside.
+//! `cargo xtask build`: the agent, with the BPF programs inside, and the CNI plugin.
 
 use anyhow::Result;
 
@@ -15,9 +15,9 @@ pub(crate) fn command() -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent for release.
+/// Builds the agent and the CNI plugin for release.
 pub(crate) fn agent() -> Result<()> {
-    release(&["--package", "shunt", "--bin", "shunt"])
+    release(&["--package", "shunt", "--bins"])
 }
 
 /// Builds what `selection` selects, for release.

@@ -56,8 +56,6 @@ enum Task {
     Run(run::Arguments),
     /// The integration tests in virtual machines with other kernels; needs root
     VmTest(vm::Arguments),
-    /// What the programs cost the verifier of each kernel; fails near a limit; needs root
-    Verifier(vm::verifier::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
     Demo,
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
@@ -80,7 +78,6 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::command(&arguments),
         Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
         Task::VmTest(arguments) => vm::test(&arguments),
-        Task::Verifier(arguments) => vm::verifier::command(&arguments),
         Task::Demo => demo::command().map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
         Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),

@@ -118,9 +118,10 @@ impl Run {
         let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
         let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
         let pods = kubernetes.map(|connection| connection.start(node.clone()));
-        let cni = pods
-            .as_ref()
-            .map(|pods| CniServer::new(node.clone(), Arc::new(pods.handle().clone())));
+        let cni = pods.as_ref().map(|pods| {
+            let wanted = Arc::new(pods.handle().clone());
+            CniServer::new(node.clone(), wanted, Arc::clone(&metrics))
+        });
         let plugin = tokio::spawn(async {
             if let Some(plugin) = plugin {
                 plugin.keep().await;

@@ -195,15 +195,24 @@ impl Installation {
             let watch = watch(&self.dirs.cni_conf_dir);
             let installation = self.clone();
             let put = tokio::task::spawn_blocking(move || installation.put()).await;
-            let done = put
+            let put = put
                 .context("looking at the CNI configuration panicked")
-                .flatten()
-                .and_then(|put| watch.map(|events| (put, events)));
-            log.say(done.as_ref().map(|(put, _)| *put), &self.dirs.cni_conf_dir);
-            match done {
-                // What has changed is looked at as a whole.
-                Ok((_, mut events)) => drop(events.next().await),
-                Err(_) => tokio::time::sleep(RETRY).await,
+                .flatten();
+            let failed = put.as_ref().err().or(watch.as_ref().err());
+            log.say(failed, put.as_ref().ok(), &self.dirs.cni_conf_dir);
+            let failed = failed.is_some();
+            let changed = async {
+                match watch {
+                    // Whatever it is, all is looked at.
+                    Ok(mut events) => drop(events.next().await),
+                    Err(_said) => std::future::pending().await,
+                }
+            };
+            if failed {
+                // Until something changes, or what failed may work again.
+                let _ = tokio::time::timeout(RETRY, changed).await;
+            } else {
+                changed.await;
             }
         }
     }
@@ -216,30 +225,30 @@ struct Log {
 }
 
 impl Log {
-    fn say(&mut self, done: Result<Put, &anyhow::Error>, conf_dir: &Path) {
+    fn say(&mut self, failed: Option<&anyhow::Error>, put: Option<&Put>, conf_dir: &Path) {
         let dir = conf_dir.display();
-        let says = match done {
-            Ok(Put::Unchanged) => String::new(),
-            Ok(Put::Written) => format!("the CNI plugin is in the list of plugins in {dir}"),
-            Ok(Put::Waiting) => format!("no CNI configuration is in {dir} yet, waits for one"),
-            Err(error) => format!(
+        let says = match (failed, put) {
+            (Some(error), _) => format!(
                 "the CNI plugin is not in place, so new pods may start before they are \
                  redirected: {error:#}"
             ),
-        };
-        if says != self.said && !says.is_empty() {
-            if done.is_ok() {
-                tracing::info!("{says}");
-            } else {
-                tracing::warn!("{says}");
+            (None, Some(Put::Written)) => {
+                format!("the CNI plugin is in the list of plugins in {dir}")
             }
-        }
-        // The same may have to be said again after something else.
-        self.said = if done.is_ok_and(|put| put == Put::Written) {
-            String::new()
-        } else {
-            says
+            (None, Some(Put::Waiting)) => {
+                format!("no CNI configuration is in {dir} yet, waits for one")
+            }
+            (None, Some(Put::Unchanged) | None) => String::new(),
         };
+        if says == self.said {
+            return;
+        }
+        if failed.is_some() {
+            tracing::warn!("{says}");
+        } else if !says.is_empty() {
+            tracing::info!("{says}");
+        }
+        self.said = says;
     }
 }
 

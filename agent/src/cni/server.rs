@@ -16,6 +16,7 @@ use crate::{
     control::Reply,
     netns::Netns,
     node::{EnrolRequest, NodeHandle},
+    observe::{CniAdd, Metrics},
     pods::{PodRef, PodsHandle, Wanted},
 };
 
@@ -39,11 +40,26 @@ impl WantedPods for PodsHandle {
     }
 }
 
+/// Why a pod is not enrolled.
+enum NotAdded {
+    /// Whether it is to be cannot be told now.
+    Undecided(String),
+    /// It is to be, and that failed.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for NotAdded {
+    fn from(why: anyhow::Error) -> Self {
+        Self::Failed(why)
+    }
+}
+
 /// Answers the CNI plugin.
 #[derive(Clone)]
 pub struct CniServer {
     node: NodeHandle,
     pods: Arc<dyn WantedPods>,
+    metrics: Arc<Metrics>,
     added: Arc<Mutex<Added>>,
 }
 
@@ -60,10 +76,11 @@ struct Place {
 
 impl CniServer {
     /// A server that asks `pods` what to do, and has `node` do it.
-    pub fn new(node: NodeHandle, pods: Arc<dyn WantedPods>) -> Self {
+    pub fn new(node: NodeHandle, pods: Arc<dyn WantedPods>, metrics: Arc<Metrics>) -> Self {
         Self {
             node,
             pods,
+            metrics,
             added: Arc::default(),
         }
     }
@@ -91,11 +108,27 @@ impl CniServer {
 
     async fn add(&self, network: PodNetwork) -> Result<Reply> {
         let start = Instant::now();
+        let (outcome, reply) = match self.enrol(network).await {
+            Ok(None) => (CniAdd::NotWanted, Ok(Reply::Done)),
+            Ok(Some(pod)) => {
+                let took_ms = start.elapsed().as_millis();
+                tracing::info!(%pod, took_ms, "redirected before it starts");
+                (CniAdd::Enrolled, Ok(Reply::Done))
+            }
+            Err(NotAdded::Undecided(why)) => (CniAdd::Failed, Ok(Reply::Undecided(why))),
+            Err(NotAdded::Failed(why)) => (CniAdd::Failed, Err(why)),
+        };
+        self.metrics.cni_add(start.elapsed(), outcome);
+        reply
+    }
+
+    /// Enrols the pod, if it is one to be redirected.
+    async fn enrol(&self, network: PodNetwork) -> Result<Option<PodRef>, NotAdded> {
         let pod = &network.pod;
         let wanted = match self.wanted(pod).await {
             Ok(Some(wanted)) => wanted,
-            Ok(None) => return Ok(Reply::Done),
-            Err(why) => return Ok(Reply::Undecided(format!("{why:#}"))),
+            Ok(None) => return Ok(None),
+            Err(why) => return Err(NotAdded::Undecided(format!("{why:#}"))),
         };
         let place = place_of(&network.netns)?;
         let request = EnrolRequest {
@@ -106,12 +139,7 @@ impl CniServer {
         };
         self.node.enrol(request).await?;
         self.added().insert(network.attachment, place);
-        tracing::info!(
-            %pod,
-            took_ms = start.elapsed().as_millis(),
-            "redirected before it starts"
-        );
-        Ok(Reply::Done)
+        Ok(Some(network.pod))
     }
 
     async fn check(&self, network: &PodNetwork) -> Result<Reply> {

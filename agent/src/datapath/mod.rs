@@ -2,7 +2,6 @@
 
 mod features;
 mod forward;
-mod listeners;
 mod neighbours;
 mod offsets;
 mod pods;
@@ -27,14 +26,13 @@ use aya_log::EbpfLogger;
 use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 
 use self::forward::Forwarding;
-pub(crate) use self::listeners::version;
 pub use self::{
     features::{Feature, features},
     neighbours::{Neighbour, neighbours, splicers},
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
 };
-use self::{listeners::Visitor, offsets::KernelTypes, splice::Splicing};
+use self::{offsets::KernelTypes, splice::Splicing};
 use crate::{
     bpffs::PinDir,
     netns::Netns,
@@ -96,6 +94,9 @@ const CGROUP_PROGRAMS: &[&str] = &[
     "shunt_sock_ops",
 ];
 
+/// The program that visits listeners.
+const LISTENER_PROGRAM: &str = "shunt_listeners";
+
 /// A program or a map, as `bpftool` shows it.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct KernelObject {
@@ -151,8 +152,6 @@ pub struct Datapath {
     /// the kernel's BTF, which takes longer than everything else together.
     loader: EbpfLoader<'static>,
     cgroup: PathBuf,
-    /// Looks for listeners.
-    visitor: Visitor,
     splicing: Option<Splicing>,
     splice_mode: SpliceMode,
     splice_status: SpliceStatus,
@@ -199,7 +198,6 @@ impl Datapath {
             node,
             loader,
             cgroup: cgroup.to_owned(),
-            visitor: listeners::visitor(),
             splicing,
             splice_mode,
             splice_status,
@@ -210,10 +208,9 @@ impl Datapath {
                 .attach(name, &root)
                 .with_context(|| format!("cannot attach {name} to {}", cgroup.display()))?;
         }
-        let Visitor { program, target } = datapath.visitor;
-        let visitor: &mut Iter = typed(datapath.program(program)?)?;
+        let visitor: &mut Iter = typed(datapath.program(LISTENER_PROGRAM)?)?;
         visitor
-            .load(target, &btf)
+            .load("tcp", &btf)
             .context("the kernel does not take the iterator over listeners")?;
         Ok(datapath)
     }
@@ -411,12 +408,12 @@ impl Datapath {
     ///
     /// When the kernel refuses the iterator.
     pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
-        let visitor: &mut Iter = typed(self.program(self.visitor.program)?)?;
+        let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
         let link = visitor.attach().context("cannot start the iterator")?;
         let link = visitor
             .take_link(link)
             .context("cannot keep the iterator")?;
-        // An iterator over sockets sees the namespace of the thread that opens it.
+        // An iterator sees the namespace of the thread that opens it.
         netns.within(|| {
             let mut visits = link.into_file().context("cannot open the iterator")?;
             let mut nothing = Vec::new();

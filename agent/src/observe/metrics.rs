@@ -275,10 +275,11 @@ fn write_maps(page: &mut Page<'_>, maps: &[MapFill]) -> fmt::Result {
 /// Two labels and their values.
 type TwoLabels = [(&'static str, &'static str); 2];
 
-/// How many connections went which way, for each way that a rule leads.
+/// How many connections went which way, for each way that a rule leads. One that starts
+/// inside the namespace has been counted on its way out, and is none that comes to it.
 fn connections(counted: &Counters) -> Vec<(TwoLabels, u64)> {
     let mut sums: Vec<(TwoLabels, u64)> = Vec::new();
-    for rule in Rule::ALL {
+    for rule in Rule::ALL.iter().filter(|rule| **rule != Rule::InInside) {
         let (direction, verdict): (Direction, Verdict) = (rule.direction(), rule.verdict());
         let labels = [("direction", direction.name()), ("verdict", verdict.name())];
         let count = counted.by_rule[*rule as usize];

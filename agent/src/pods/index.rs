@@ -72,6 +72,14 @@ pub struct Known {
     pub dns: Dns,
 }
 
+/// Who told of a pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    List,
+    Watch,
+    Request,
+}
+
 struct Entry {
     known: Known,
     /// The watch has not told of it yet.
@@ -112,13 +120,13 @@ impl Index {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(pod.id.uid.clone());
                 }
-                self.insert(pod, false)
+                self.insert(pod, Source::List)
             }
             Event::ListDone => self.list_done(),
-            Event::Applied(pod) => self.insert(pod, false),
+            Event::Applied(pod) => self.insert(pod, Source::Watch),
             // The watch knows better, and may have been quicker.
             Event::Fetched(pod) if self.pods.contains_key(&pod.id.uid) => Vec::new(),
-            Event::Fetched(pod) => self.insert(pod, true),
+            Event::Fetched(pod) => self.insert(pod, Source::Request),
             Event::Present(pod) => {
                 self.doubtful.remove(&pod.uid);
                 Vec::new()
@@ -159,16 +167,21 @@ impl Index {
         }
     }
 
-    fn insert(&mut self, pod: Pod, fetched: bool) -> Vec<Action> {
+    fn insert(&mut self, pod: Pod, source: Source) -> Vec<Action> {
         let known = Known {
             decision: self.decide(&pod),
             pod: pod.id,
             dns: pod.dns,
         };
-        let mut actions = self.doubt_namesakes(&known.pod);
+        let fetched = source == Source::Request;
         if !fetched {
             self.doubtful.remove(&known.pod.uid);
         }
+        let mut actions = match source {
+            // Its end settles everything.
+            Source::List => Vec::new(),
+            Source::Watch | Source::Request => self.doubt_namesakes(&known.pod),
+        };
         let (pod, decision) = (known.pod.clone(), known.decision.clone());
         let before = self.pods.insert(pod.uid.clone(), Entry { known, fetched });
         if before.is_none_or(|before| before.known.decision != decision) {

@@ -156,10 +156,12 @@ impl Pods {
 }
 
 async fn client() -> Result<kube::Client> {
-    let config = kube::Config::infer().await.context(
+    let mut config = kube::Config::infer().await.context(
         "cannot tell where the Kubernetes API is; run shunt in a pod with a service account, \
          or name a kubeconfig in KUBECONFIG",
     )?;
+    // By default half a minute, for which a server that starts may leave it waiting.
+    config.connect_timeout = Some(API_DEADLINE);
     kube::Client::try_from(config).context(
         "cannot use what is said of the Kubernetes API; look at the service account's files \
          or at the kubeconfig",

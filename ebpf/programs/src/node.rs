@@ -10,10 +10,8 @@ use aya_ebpf::{
 };
 use shunt_programs::{
     connect::{self, Outcome},
-    ctx::{
-        AddressCall, FileVisit, OptionCall, PROCEED, TaskFile, TcpEvent, TcpVisit, Visit, fail_with,
-    },
-    datagram, handshake, listeners, names, splice_ends,
+    ctx::{AddressCall, OptionCall, PROCEED, TcpEvent, TcpVisit, Visit, fail_with},
+    datagram, handshake, listeners, names,
 };
 
 /// connect() to an IPv4 address (Linux 4.17).
@@ -119,18 +117,6 @@ fn shunt_sock_ops(ctx: SockOpsContext) -> u32 {
 #[unsafe(link_section = "iter/tcp")]
 extern "C" fn shunt_listeners(ctx: *mut TcpVisit) -> i32 {
     if let Some(socket) = Visit::new(ctx).socket() {
-        listeners::visited(socket);
-    }
-    0
-}
-
-/// Visits every open file, for kernels that hold the lock of the sockets which the
-/// program above visits, so that adding one to a map would wait for ever (Linux 5.8).
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/task_file")]
-extern "C" fn shunt_open_listeners(ctx: *mut TaskFile) -> i32 {
-    let sk = splice_ends::offsets().socket_sock;
-    if let Some(socket) = FileVisit::new(ctx).socket(sk) {
         listeners::visited(socket);
     }
     0

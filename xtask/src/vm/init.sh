@@ -22,7 +22,7 @@ ulimit -l unlimited
 ulimit -n 1048576
 hostname shunt-vm
 ip link set lo up
-# Where a warning of the kernel is a failure, the console says so.
+# The terminal is to add nothing to what the tests write.
 stty -F /dev/ttyS1 raw
 . /vm/run
 # With -no-reboot the machine ends.

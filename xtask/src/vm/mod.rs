@@ -1,11 +1,10 @@
-//! Virtual machines with other kernels: `cargo xtask vm-test` and `cargo xtask verifier`.
+//! Virtual machines with other kernels: `cargo xtask vm-test`.
 
 mod apt;
 mod cpio;
 mod image;
 mod kernel;
 mod machine;
-pub(crate) mod verifier;
 
 use std::{
     fs,
@@ -283,5 +282,46 @@ fn complaint(end: End, counted: Option<Tally>, limit: Duration) -> Option<String
             Some("no test has a name that contains the filter".to_owned())
         }
         (Some(_), _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_tests_say_is_a_success() {
+        let limit = Duration::from_secs(60);
+        let tally = |passed, failed, ignored| Tally {
+            passed,
+            failed,
+            ignored,
+            ..Tally::default()
+        };
+        assert_eq!(complaint(End::Itself, Some(tally(3, 0, 0)), limit), None);
+        for (end, counted) in [
+            (End::Itself, None),
+            (End::TimeLimit, None),
+            (End::Itself, Some(tally(3, 1, 0))),
+            (End::Itself, Some(tally(3, 0, 1))),
+            (End::Itself, Some(tally(0, 0, 0))),
+        ] {
+            assert!(complaint(end, counted, limit).is_some(), "{counted:?}");
+        }
+    }
+
+    #[test]
+    fn kernels_are_chosen_by_their_series() {
+        let chosen = |text| which(text).ok().map(|which| which.0);
+        assert_eq!(chosen("all"), Some(KERNELS.to_vec()));
+        assert_eq!(chosen("6.1,7.2"), Some(vec!["6.1", "7.2"]));
+        assert_eq!(chosen("5.15"), None);
+    }
+
+    #[test]
+    fn a_filter_is_one_word_for_the_shell() {
+        assert!(script(&[]).contains(" --skip programs:: "));
+        let filters = ["check::".to_owned(), "it's".to_owned()];
+        assert!(script(&filters).contains(r" 'check::' 'it'\''s' >"));
     }
 }

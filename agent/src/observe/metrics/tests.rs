@@ -52,6 +52,8 @@ fn connections_are_added_up_by_direction_and_verdict() {
     // These two share a number in the contract.
     counted.by_rule[Rule::InAll as usize] = 11;
     counted.by_rule[Rule::InExcludedPort as usize] = 13;
+    // Counted where it leaves its socket.
+    counted.by_rule[Rule::InInside as usize] = 17;
     counted.by_error[ErrorCode::ProxyAway as usize] = 4;
     let page = page(counted);
     for (direction, verdict, count) in [
