@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shunt_tests::{command::output_of, deadline::wait_until, envoy};
+use shunt_tests::{bpf, command::output_of, deadline::wait_until, envoy};
 
 use crate::{
     cluster::{CNI_BIN, CNI_CONF, CONFLIST, Cluster},
@@ -225,7 +225,9 @@ fn pods_that_come_and_go_leave_nothing(cluster: &Cluster) {
     /// How many are there at once; kubelet takes 110, this machine's memory fewer.
     const AT_ONCE: usize = 10;
     install::install(cluster, &Values::USUAL);
-    let before = install::status();
+    let status = install::status();
+    let before = status["pods"].as_array().map(Vec::len);
+    let entries_before = bpf::entries_by_map(&status);
     let server = Pod::start(cluster, &server("server"));
     let targets = [server.address(), outside()];
     for batch in 0..PODS / AT_ONCE {
@@ -255,19 +257,12 @@ fn pods_that_come_and_go_leave_nothing(cluster: &Cluster) {
     // As before, pod by pod and map by map.
     wait_until("the pods' entries to be gone", || {
         let now = install::status();
-        let same = ["pods", "maps"]
-            .iter()
-            .all(|part| count(&now[part]) == count(&before[part]));
-        same.then_some(()).ok_or_else(|| format!("{before}\n{now}"))
+        let count = now["pods"].as_array().map(Vec::len);
+        let entries = bpf::entries_by_map(&now);
+        (count == before && entries == entries_before)
+            .then_some(())
+            .ok_or_else(|| format!("{before:?} {entries_before:?}, now {count:?} {entries:?}"))
     });
-}
-
-/// How many entries something of the status has: of maps, each with its name.
-fn count(part: &serde_json::Value) -> Vec<(String, u64)> {
-    let number = |item: &serde_json::Value| item["entries"].as_u64().unwrap_or(1);
-    let name = |item: &serde_json::Value| item["name"].to_string();
-    let items = part.as_array().into_iter().flatten();
-    items.map(|item| (name(item), number(item))).collect()
 }
 
 fn a_killed_agent_leaves_no_gap(cluster: &Cluster) {
