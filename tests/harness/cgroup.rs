@@ -37,8 +37,20 @@ pub fn root() -> PathBuf {
         .expect("no cgroup v2 hierarchy: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")
 }
 
+/// Where hierarchies of cgroups are mounted, of version 1 and 2.
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("/proc is mounted");
+    let fields = mounts.lines().map(|line| line.split(' ').skip(1));
+    fields
+        .filter_map(|mut fields| {
+            let target = fields.next()?;
+            fields.next()?.starts_with("cgroup").then(|| target.into())
+        })
+        .collect()
+}
+
 /// Removes a cgroup and those below it. Nobody may be in them.
-pub(crate) fn remove_tree(path: &Path) {
+pub fn remove_tree(path: &Path) {
     let Ok(entries) = fs::read_dir(path) else {
         return;
     };

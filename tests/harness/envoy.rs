@@ -184,13 +184,23 @@ impl Envoy {
 
 /// The configuration of the sidecar of `pod`, in YAML.
 pub fn config(pod: &Pod) -> String {
+    config_for(&pod.ip().to_string())
+}
+
+/// The same for a pod with the address `ip`, or with what stands for it.
+pub fn config_for(ip: &str) -> String {
     CONFIG
         .replace("SERVICE_IP", &SERVICE.ip().to_string())
         .replace("SERVICE_PORT", &SERVICE.port().to_string())
-        .replace("POD_IP", &pod.ip().to_string())
+        .replace("POD_IP", ip)
 }
 
-fn binary() -> PathBuf {
+/// The program.
+///
+/// # Panics
+///
+/// When there is none.
+pub fn binary() -> PathBuf {
     let path = std::env::var_os("SHUNT_ENVOY")
         .map_or_else(|| PathBuf::from(DEFAULT_BINARY), PathBuf::from);
     assert!(

@@ -42,8 +42,10 @@ pub(crate) fn sweep() {
     for path in orphans(Path::new(netns::DIRECTORY)) {
         netns::delete(&path);
     }
-    for path in orphans(&cgroup::root()) {
-        cgroup::remove_tree(&path);
+    for hierarchy in cgroup::hierarchies() {
+        for path in orphans(&hierarchy) {
+            cgroup::remove_tree(&path);
+        }
     }
 }
 

@@ -52,7 +52,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 // The integration tests and the benchmark use them, which have the dependencies
 // of this package.
 use {
-    anyhow as _, clap as _, hdrhistogram as _, plotters as _, rand as _, shunt_abi as _,
+    anyhow as _, clap as _, hdrhistogram as _, kube as _, plotters as _, rand as _, shunt_abi as _,
     shunt_istio_rules as _,
 };
 

@@ -11,6 +11,7 @@ mod demo;
 mod env;
 mod exec;
 mod image;
+mod kubernetes;
 mod lint;
 mod paths;
 mod run;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, the integration tests last.
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +12,7 @@ use clap::Args;
 use crate::{
     build, complain, env,
     exec::Step,
-    paths, say,
+    kubernetes, paths, say,
     setup::{self, Use},
     tally::Tally,
 };
@@ -40,6 +41,10 @@ pub(crate) struct Arguments {
     /// The second of them has the seed S + 1, and so on
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// Run the tests on a real node instead, which is made of Kubernetes' own programs;
+    /// they are built from Debian's source package the first time, in about 10 minutes
+    #[arg(long)]
+    kubernetes: bool,
     /// Run only the tests whose name contains one of these
     filter: Vec<String>,
 }
@@ -49,8 +54,14 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         "test",
         "the tests need root because they make network namespaces, load BPF programs and iptables rules",
     )?;
-    setup::ensure(&[Use::Build, Use::Tests])?;
-    build::other_agent()?;
+    let (runs, variables) = if arguments.kubernetes {
+        setup::ensure(&[Use::Build, Use::Tests, Use::Kubernetes, Use::Chart])?;
+        (ON_A_NODE, kubernetes::for_tests()?)
+    } else {
+        setup::ensure(&[Use::Build, Use::Tests])?;
+        build::other_agent()?;
+        (RUNS, Vec::new())
+    };
     build::agent()?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
     say(format!(
@@ -59,10 +70,10 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     ));
 
     let mut report = Report::default();
-    for run in RUNS {
+    for run in runs {
         report.add(
             run,
-            outcome(run, arguments, seed)?,
+            outcome(run, arguments, seed, &variables)?,
             !arguments.filter.is_empty(),
         );
     }
@@ -123,6 +134,13 @@ const RUNS: &[Run] = &[
     },
 ];
 
+/// What `--kubernetes` runs.
+const ON_A_NODE: &[Run] = &[Run {
+    name: "the tests on a real node",
+    selection: &["--package", "shunt-tests", "--test", "kubernetes"],
+    may_be_empty: false,
+}];
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug)]
 struct Outcome {
@@ -130,8 +148,13 @@ struct Outcome {
     success: bool,
 }
 
-fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
-    let step = Step::new("cargo", format!("running {}", run.name))
+fn outcome(
+    run: &Run,
+    arguments: &Arguments,
+    seed: u64,
+    variables: &[(&str, PathBuf)],
+) -> Result<Outcome> {
+    let mut step = Step::new("cargo", format!("running {}", run.name))
         .args(["test", "--locked", "--no-fail-fast"])
         .args(run.selection)
         .arg("--")
@@ -141,10 +164,12 @@ fn outcome(run: &Run, arguments: &Arguments, seed: u64) -> Result<Outcome> {
         .env(STRESS, arguments.stress.to_string())
         .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
-    let step = match &arguments.splice {
-        Some(mode) => step.env(SPLICE, mode),
-        None => step,
-    };
+    if let Some(mode) = &arguments.splice {
+        step = step.env(SPLICE, mode);
+    }
+    for (name, path) in variables {
+        step = step.env(name, path);
+    }
     let mut tally = Tally::default();
     let status = env::with_tests(step)?.stream(|line| {
         say(line);

@@ -62,6 +62,17 @@ pub(crate) fn command(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The image for the tests on a real node: where its archive is.
+pub(crate) fn for_tests() -> Result<PathBuf> {
+    let output = paths::target().join("image/tests.tar");
+    command(&Arguments {
+        output: Some(output.clone()),
+        name: "localhost/shunt:tests".to_owned(),
+        root: None,
+    })?;
+    Ok(output)
+}
+
 /// The target with glibc: the toolchain has it already, and the plugin has to run on
 /// nodes with any libc or none.
 fn target() -> Result<String> {

@@ -20,7 +20,7 @@ use self::{
     packages::{For, Package},
     toolchain::Choice,
 };
-use crate::{paths, say};
+use crate::{kubernetes, paths, say};
 
 /// What a task is going to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub(crate) enum Use {
     Build,
     /// Run the integration tests or the demo.
     Tests,
+    /// Run the tests on a real node, beside what the tests need.
+    Kubernetes,
     /// Run the benchmark, beside what the tests need.
     Bench,
     /// Run virtual machines.
@@ -83,6 +85,7 @@ struct Missing {
     envoy: bool,
     deny: bool,
     helm: bool,
+    kubernetes: bool,
     packages: Vec<&'static Package>,
 }
 
@@ -92,8 +95,9 @@ impl Missing {
         let choice = toolchain::choose(linker.llvm())?;
         let envoy = uses.contains(&Use::Tests) && envoy::is_missing()?;
         let deny = uses.contains(&Use::Lint) && deny::is_missing();
+        let kubernetes = uses.contains(&Use::Kubernetes) && kubernetes::is_missing()?;
         let helm = uses.contains(&Use::Chart) && helm::is_missing()?;
-        let needs = package_needs(uses, &linker, &choice, envoy || helm);
+        let needs = package_needs(uses, &linker, &choice, envoy || helm, kubernetes);
         Ok(Self {
             packages: packages::missing(&needs),
             linker,
@@ -101,6 +105,7 @@ impl Missing {
             envoy,
             deny,
             helm,
+            kubernetes,
         })
     }
 
@@ -111,6 +116,7 @@ impl Missing {
             envoy,
             deny,
             helm,
+            kubernetes,
             packages,
         } = self;
         matches!(linker, Linker::Fit { .. })
@@ -118,6 +124,7 @@ impl Missing {
             && !envoy
             && !deny
             && !helm
+            && !kubernetes
             && packages.is_empty()
     }
 
@@ -200,6 +207,9 @@ impl Missing {
             );
             deny::install()?;
         }
+        if self.kubernetes {
+            kubernetes::install()?;
+        }
         if self.helm {
             say(format!(
                 "downloading Helm's library and Kubernetes' schemas for the chart, to {}",
@@ -216,7 +226,13 @@ impl Missing {
 }
 
 /// Which rows of the package table matter.
-fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, pypi: bool) -> Vec<For> {
+fn package_needs(
+    uses: &[Use],
+    linker: &Linker,
+    choice: &Choice,
+    pypi: bool,
+    build_kubernetes: bool,
+) -> Vec<For> {
     let (install_debians, use_debians) = match choice {
         Choice::Debian { install, .. } => (*install, true),
         Choice::Use(toolchain, _) => (false, toolchain.is_debians()),
@@ -229,6 +245,8 @@ fn package_needs(uses: &[Use], linker: &Linker, choice: &Choice, pypi: bool) -> 
         (For::PyPi, pypi),
         (For::Tests, uses.contains(&Use::Tests)),
         (For::Bench, uses.contains(&Use::Bench)),
+        (For::Kubernetes, uses.contains(&Use::Kubernetes)),
+        (For::KubernetesBuild, build_kubernetes),
         (For::Vm, uses.contains(&Use::Vm)),
     ]
     .into_iter()
@@ -255,6 +273,7 @@ mod tests {
             envoy: true,
             deny: true,
             helm: true,
+            kubernetes: true,
         }
     }
 
@@ -262,13 +281,13 @@ mod tests {
     fn only_what_is_used_is_needed() {
         let fit = Linker::Fit { llvm: Some(22) };
         assert_eq!(
-            package_needs(&[Use::Build], &fit, &debian(), false),
+            package_needs(&[Use::Build], &fit, &debian(), false, false),
             [For::Build, For::Toolchain]
         );
-        let lint = package_needs(&[Use::Build, Use::Lint], &fit, &debian(), false);
+        let lint = package_needs(&[Use::Build, Use::Lint], &fit, &debian(), false, false);
         assert_eq!(lint, [For::Build, For::Toolchain, For::Clippy]);
         let unfit = Linker::Unfit("it is not there".to_owned());
-        let tests = package_needs(&[Use::Build, Use::Tests], &unfit, &debian(), true);
+        let tests = package_needs(&[Use::Build, Use::Tests], &unfit, &debian(), true, false);
         assert_eq!(
             tests,
             [

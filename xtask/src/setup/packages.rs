@@ -29,6 +29,10 @@ pub(crate) enum For {
     Vm,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
+    /// A real node.
+    Kubernetes,
+    /// Building Kubernetes, beside Go, which the tests want as well.
+    KubernetesBuild,
 }
 
 /// How it shows that a package is there, whoever brought it.
@@ -300,6 +304,74 @@ pub(crate) const TABLE: &[Package] = &[
         "nftables",
         Sign::Program("nft"),
         "one of the ways that the benchmark compares with",
+    ),
+    package(
+        For::Kubernetes,
+        "etcd-server",
+        Sign::Program("etcd"),
+        "keeps what the API server is told",
+    )
+    .with_service("etcd"),
+    package(
+        For::Kubernetes,
+        "etcd-client",
+        Sign::Program("etcdctl"),
+        "makes etcd forget the past, in a test",
+    ),
+    package(
+        For::Kubernetes,
+        "containerd",
+        Sign::Program("containerd"),
+        "runs the containers of the test's node",
+    )
+    .with_service("containerd"),
+    package(
+        For::Kubernetes,
+        "runc",
+        Sign::Program("runc"),
+        "starts the containers of the test's node",
+    ),
+    package(
+        For::Kubernetes,
+        "containernetworking-plugins",
+        Sign::File("/usr/lib/cni/bridge"),
+        "the network of the test's pods",
+    ),
+    package(
+        For::Kubernetes,
+        "openssl",
+        Sign::Program("openssl"),
+        "makes the key that service accounts' tokens are signed with",
+    ),
+    package(
+        For::KubernetesBuild,
+        "dpkg-dev",
+        Sign::Program("dpkg-source"),
+        "unpacks Kubernetes' source package",
+    ),
+    package(
+        For::KubernetesBuild,
+        "golang-github-modern-go-reflect2-dev",
+        Sign::File("/usr/share/gocode/src/github.com/modern-go/reflect2/reflect2.go"),
+        "takes the place of an older copy in Kubernetes, which does not work with this Go",
+    ),
+    package(
+        For::KubernetesBuild,
+        "jq",
+        Sign::Program("jq"),
+        "used by Kubernetes' build",
+    ),
+    package(
+        For::KubernetesBuild,
+        "make",
+        Sign::Program("make"),
+        "used by Kubernetes' build",
+    ),
+    package(
+        For::KubernetesBuild,
+        "rsync",
+        Sign::Program("rsync"),
+        "used by Kubernetes' build",
     ),
     package(
         For::Vm,
