@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::kubernetes::KubernetesFlags;
+use super::{kubernetes::KubernetesFlags, uninstall::Uninstall};
 use crate::{
     bpffs,
     cni::{install::CniFlags, server::CniServer},
@@ -76,7 +76,7 @@ pub struct Run {
 #[derive(Args, Clone, Debug)]
 pub struct PersistFlags {
     /// Leaves redirection in force when the agent ends, however it ends; the next one
-    /// takes it over, and `shunt uninstall` ends it
+    /// takes it over, and `shunt uninstall` ends it [always with --kubernetes]
     #[arg(
         long,
         env = "SHUNT_PERSISTENT",
@@ -91,12 +91,29 @@ pub struct PersistFlags {
         default_value = DEFAULT_STATE_DIR
     )]
     state_dir: PathBuf,
+    /// Takes everything away from the node, as `shunt uninstall` does, when the agent is
+    /// stopped by SIGTERM or SIGINT
+    #[arg(
+        long,
+        env = "SHUNT_UNINSTALL_ON_STOP",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    uninstall_on_stop: bool,
+}
+
+/// Why the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Somebody has asked it to.
+    Asked,
+    /// A part of it has ended; supervisors start it anew.
+    Broken,
 }
 
 impl PersistFlags {
     /// What becomes of everything, and where enrolments are saved.
-    fn store(&self) -> Result<(Afterwards, Option<Store>)> {
-        if self.persistent {
+    fn store(&self, kubernetes: bool) -> Result<(Afterwards, Option<Store>)> {
+        if self.persistent || kubernetes {
             Ok((Afterwards::Stays, Some(Store::open(&self.state_dir)?)))
         } else {
             Ok((Afterwards::Nothing, None))
@@ -117,15 +134,21 @@ impl Run {
     /// When it cannot start; then it leaves nothing behind but what was in force
     /// before.
     pub fn run(&self, socket: &Path) -> Result<()> {
-        tokio::runtime::Builder::new_multi_thread()
+        let end = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .context("cannot start the runtime")?
-            .block_on(self.serve(socket))
+            .block_on(self.serve(socket))?;
+        // Now, as a hook of Kubernetes could not: it would run beside the agent.
+        if self.persist.uninstall_on_stop && end == End::Asked {
+            let persist = &self.persist;
+            Uninstall::new(&self.bpffs, &persist.state_dir, &self.cni.dirs).run(socket)?;
+        }
+        Ok(())
     }
 
-    async fn serve(&self, socket: &Path) -> Result<()> {
+    async fn serve(&self, socket: &Path) -> Result<End> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         preflight::required()?;
@@ -139,9 +162,12 @@ impl Run {
             Some(_) => self.cni.installation(socket)?,
             None => None,
         };
+        if plugin.is_some() {
+            readiness.not_yet(health::CNI_INSTALLED, "it is being installed");
+        }
         let server = Server::bind(socket)?;
         let cgroup = preflight::cgroup(self.cgroup.as_deref())?;
-        let (afterwards, store) = self.persist.store()?;
+        let (afterwards, store) = self.persist.store(kubernetes.is_some())?;
         let mut datapath = Datapath::load(
             &cgroup,
             &self.bpffs,
@@ -164,11 +190,7 @@ impl Run {
             let wanted = Arc::new(pods.handle().clone());
             CniServer::new(node.clone(), wanted, Arc::clone(&metrics))
         });
-        let plugin = tokio::spawn(async {
-            if let Some(plugin) = plugin {
-                plugin.keep().await;
-            }
-        });
+        let plugin = plugin.map(|plugin| tokio::spawn(plugin.keep(Arc::clone(&readiness))));
         if let Some(observer) = &observer {
             observer.watch(node.downgrade());
             if let Some(pods) = &pods {
@@ -178,21 +200,29 @@ impl Run {
         readiness.met(health::ATTACHED);
         announce(socket, &cgroup);
         let watched = node.clone();
-        tokio::select! {
-            () = server.serve(node, cni) => {}
-            // Supervisors start the agent anew; its links are gone already.
-            () = watched.has_ended() => tracing::error!("the node's thread has ended"),
-            _ = terminate.recv() => tracing::info!("SIGTERM: {}", afterwards.said()),
-            _ = interrupt.recv() => tracing::info!("SIGINT: {}", afterwards.said()),
-        }
+        let end = tokio::select! {
+            () = server.serve(node, cni) => End::Broken,
+            () = watched.has_ended() => {
+                tracing::error!("the node's thread has ended");
+                End::Broken
+            }
+            _ = terminate.recv() => {
+                tracing::info!("SIGTERM: {}", afterwards.said());
+                End::Asked
+            }
+            _ = interrupt.recv() => {
+                tracing::info!("SIGINT: {}", afterwards.said());
+                End::Asked
+            }
+        };
         // The last handles go, and with them the thread and the programs.
         drop(watched);
         drop(observer);
         if let Some(pods) = pods {
             pods.stop().await;
         }
-        let watches = [listener_watch, splice_watch, network_watch, plugin];
-        for watch in watches.into_iter().chain(log_watch) {
+        let watches = [listener_watch, splice_watch, network_watch];
+        for watch in watches.into_iter().chain(log_watch).chain(plugin) {
             watch.abort();
             let _ = watch.await;
         }
@@ -200,7 +230,8 @@ impl Run {
         tokio::task::spawn_blocking(move || thread.join())
             .await
             .context("cannot wait for the node's thread")?
-            .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))
+            .map_err(|_panic| anyhow!("the node's thread panicked; its log says where"))?;
+        Ok(end)
     }
 }
 

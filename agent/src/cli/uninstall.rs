@@ -12,13 +12,15 @@ use clap::Args;
 use super::say;
 use crate::{
     bpffs::{self, Place},
+    cni::install::{self, CniDirs},
     datapath,
     netns::Netns,
     node::{DEFAULT_STATE_DIR, remove_saved, saved_namespaces},
 };
 
 /// Ends redirection that was left in force, and takes everything of shunt away from the
-/// node: programs, maps, saved enrolments, the control socket. No agent may run.
+/// node: programs, maps, saved enrolments, the CNI plugin, the control socket. No agent
+/// may run.
 #[derive(Args, Clone, Debug)]
 pub struct Uninstall {
     /// Where maps and links are pinned
@@ -32,9 +34,21 @@ pub struct Uninstall {
         default_value = DEFAULT_STATE_DIR
     )]
     state_dir: PathBuf,
+    /// Where the runtime's plugins are
+    #[command(flatten)]
+    cni: CniDirs,
 }
 
 impl Uninstall {
+    /// What an agent with these directories leaves.
+    pub(super) fn new(bpffs: &Path, state_dir: &Path, cni: &CniDirs) -> Self {
+        Self {
+            bpffs: bpffs.to_owned(),
+            state_dir: state_dir.to_owned(),
+            cni: cni.clone(),
+        }
+    }
+
     /// Takes everything away.
     ///
     /// # Errors
@@ -43,6 +57,8 @@ impl Uninstall {
     /// stays so, and it can be called again.
     pub fn run(&self, socket: &Path) -> Result<()> {
         self.refuse_beside_an_agent(socket)?;
+        // First: with the plugin there and nobody to answer it, mesh pods cannot start.
+        install::remove(&self.cni).context("cannot remove the CNI plugin")?;
         for path in saved_namespaces(&self.state_dir) {
             // Gone, with all that was in it.
             if let Ok(netns) = Netns::open(&path) {

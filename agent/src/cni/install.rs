@@ -12,6 +12,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,6 +25,7 @@ use super::{
     DEFAULT_KUBELET_DIR, TYPE,
     conflist::{entry, listed, with_entry, without_entry},
 };
+use crate::observe::{Readiness, health::CNI_INSTALLED};
 
 /// Where the runtime of the node has its network plugins.
 #[derive(Args, Clone, Debug)]
@@ -186,9 +188,9 @@ impl Installation {
         Ok(Put::Written)
     }
 
-    /// Keeps the plugin on the node until it is dropped. What fails is said in the log, and
-    /// tried again.
-    pub async fn keep(self) {
+    /// Keeps the plugin on the node until it is dropped. What fails is said in the log and
+    /// by `readiness`, and tried again.
+    pub async fn keep(self, readiness: Arc<Readiness>) {
         let mut log = Log::default();
         loop {
             // Watch first, then look: what changes in between is heard of.
@@ -200,6 +202,13 @@ impl Installation {
                 .flatten();
             let failed = put.as_ref().err().or(watch.as_ref().err());
             log.say(failed, put.as_ref().ok(), &self.dirs.cni_conf_dir);
+            match (failed, &put) {
+                (Some(error), _) => readiness.not_yet(CNI_INSTALLED, format!("{error:#}")),
+                (None, Ok(Put::Waiting)) => {
+                    readiness.not_yet(CNI_INSTALLED, "the node has no CNI configuration yet");
+                }
+                (None, _) => readiness.met(CNI_INSTALLED),
+            }
             let failed = failed.is_some();
             let changed = async {
                 match watch {

@@ -41,7 +41,7 @@ impl Keeper {
         let installation = flags.installation(&place("shunt.sock")).expect("UTF-8");
         let (stop, stopped) = oneshot::channel();
         let keep = async move {
-            let keeping = tokio::spawn(installation.expect("it is asked for").keep());
+            let keeping = tokio::spawn(installation.expect("it is asked for").keep(Arc::default()));
             // The sender's end counts as well.
             let _ = stopped.await;
             keeping.abort();
