@@ -1,30 +1,27 @@
 //! `shunt run`: the agent.
 
+mod persist;
+mod watches;
+
 use std::{
-    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{
-    io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
-    task::JoinHandle,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::{persist::PersistFlags, watches::Sources};
 use super::{kubernetes::KubernetesFlags, uninstall::Uninstall};
 use crate::{
     bpffs,
     cni::{install::CniFlags, server::CniServer},
     control::Server,
-    datapath::{Afterwards, Datapath, Events, MapLimit, SpliceStatus},
-    network::{Changes, Watch},
-    node::{DEFAULT_STATE_DIR, NodeHandle, Store},
-    observe::{LogFormat, Metrics, ObserveFlags, Readiness, health, logs},
+    datapath::{Datapath, MapLimit, SpliceStatus},
+    node::NodeHandle,
+    observe::{LogFormat, Metrics, ObserveFlags, Readiness, health},
     preflight,
     settings::Splice,
 };
@@ -38,7 +35,8 @@ Examples:
   Beside another one, for the processes of one cgroup only:
     shunt --socket /run/shunt/b.sock run --cgroup /sys/fs/cgroup/b --bpffs /sys/fs/bpf/b
 
-SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace. With debug,\nor shunt::bpf=debug for that alone, every decision of the programs is logged.")]
+SHUNT_LOG says how much is logged: info (the default), debug, shunt=trace. With debug,
+or shunt::bpf=debug for that alone, every decision of the programs is logged.")]
 pub struct Run {
     /// The cgroup v2 directory whose sockets are redirected [default: the root
     /// of the hierarchy, found in /proc/self/mounts]
@@ -72,53 +70,13 @@ pub struct Run {
     cni: CniFlags,
 }
 
-/// What becomes of redirection when the agent ends.
-#[derive(Args, Clone, Debug)]
-pub struct PersistFlags {
-    /// Leaves redirection in force when the agent ends, however it ends; the next one
-    /// takes it over, and `shunt uninstall` ends it [always with --kubernetes]
-    #[arg(
-        long,
-        env = "SHUNT_PERSISTENT",
-        value_parser = clap::builder::BoolishValueParser::new()
-    )]
-    persistent: bool,
-    /// Where enrolments are saved for the next agent, with --persistent
-    #[arg(
-        long,
-        env = "SHUNT_STATE_DIR",
-        value_name = "PATH",
-        default_value = DEFAULT_STATE_DIR
-    )]
-    state_dir: PathBuf,
-    /// Takes everything away from the node, as `shunt uninstall` does, when the agent is
-    /// stopped by SIGTERM or SIGINT
-    #[arg(
-        long,
-        env = "SHUNT_UNINSTALL_ON_STOP",
-        value_parser = clap::builder::BoolishValueParser::new()
-    )]
-    uninstall_on_stop: bool,
-}
-
 /// Why the agent ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Somebody has asked it to.
-    Asked,
+    /// Somebody has asked it to, with this signal.
+    Asked(&'static str),
     /// A part of it has ended; supervisors start it anew.
     Broken,
-}
-
-impl PersistFlags {
-    /// What becomes of everything, and where enrolments are saved.
-    fn store(&self, kubernetes: bool) -> Result<(Afterwards, Option<Store>)> {
-        if self.persistent || kubernetes {
-            Ok((Afterwards::Stays, Some(Store::open(&self.state_dir)?)))
-        } else {
-            Ok((Afterwards::Nothing, None))
-        }
-    }
 }
 
 impl Run {
@@ -141,7 +99,7 @@ impl Run {
             .context("cannot start the runtime")?
             .block_on(self.serve(socket))?;
         // Now, as a hook of Kubernetes could not: it would run beside the agent.
-        if self.persist.uninstall_on_stop && end == End::Asked {
+        if self.persist.uninstall_on_stop && matches!(end, End::Asked(_)) {
             let persist = &self.persist;
             Uninstall::new(&self.bpffs, &persist.state_dir, &self.cni.dirs).run(socket)?;
         }
@@ -149,8 +107,7 @@ impl Run {
     }
 
     async fn serve(&self, socket: &Path) -> Result<End> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let mut signals = Signals::new()?;
         preflight::required()?;
         raise_descriptor_limit()?;
         let metrics = Metrics::new();
@@ -176,21 +133,15 @@ impl Run {
             afterwards,
         )?;
         log_splicing(datapath.splice_status());
-        let events = datapath.events()?;
-        let requests = Requests::of(events)?;
-        let splice_requests = Requests::of(datapath.splice_requests()?)?;
-        let log_watch = programs_log(&mut datapath)?;
-        let networks = Watch::open()?;
+        let sources = Sources::of(&mut datapath)?;
         let (node, thread) = NodeHandle::start(datapath, store).await?;
-        let listener_watch = tokio::spawn(requests.answer(node.clone()));
-        let splice_watch = tokio::spawn(splice_requests.splice(node.clone()));
-        let network_watch = tokio::spawn(follow_networks(networks, node.clone()));
+        let plugin = plugin.map(|plugin| tokio::spawn(plugin.keep(Arc::clone(&readiness))));
+        let watches = sources.tell(&node).with(plugin);
         let pods = kubernetes.map(|connection| connection.start(node.clone()));
         let cni = pods.as_ref().map(|pods| {
             let wanted = Arc::new(pods.handle().clone());
             CniServer::new(node.clone(), wanted, Arc::clone(&metrics))
         });
-        let plugin = plugin.map(|plugin| tokio::spawn(plugin.keep(Arc::clone(&readiness))));
         if let Some(observer) = &observer {
             observer.watch(node.downgrade());
             if let Some(pods) = &pods {
@@ -202,30 +153,20 @@ impl Run {
         let watched = node.clone();
         let end = tokio::select! {
             () = server.serve(node, cni) => End::Broken,
-            () = watched.has_ended() => {
-                tracing::error!("the node's thread has ended");
-                End::Broken
-            }
-            _ = terminate.recv() => {
-                tracing::info!("SIGTERM: {}", afterwards.said());
-                End::Asked
-            }
-            _ = interrupt.recv() => {
-                tracing::info!("SIGINT: {}", afterwards.said());
-                End::Asked
-            }
+            () = watched.has_ended() => End::Broken,
+            signal = signals.recv() => End::Asked(signal),
         };
+        match end {
+            End::Broken => tracing::error!("the node's thread has ended"),
+            End::Asked(signal) => tracing::info!("{signal}: {}", afterwards.said()),
+        }
         // The last handles go, and with them the thread and the programs.
         drop(watched);
         drop(observer);
         if let Some(pods) = pods {
             pods.stop().await;
         }
-        let watches = [listener_watch, splice_watch, network_watch];
-        for watch in watches.into_iter().chain(log_watch).chain(plugin) {
-            watch.abort();
-            let _ = watch.await;
-        }
+        watches.stop().await;
         drop(server);
         tokio::task::spawn_blocking(move || thread.join())
             .await
@@ -235,103 +176,33 @@ impl Run {
     }
 }
 
+/// The signals that end the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?,
+        })
+    }
+
+    /// Waits for one of them, and names it.
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
 /// Every enrolled pod takes a descriptor, and the usual limit is 1024.
 fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for RLIMIT_NOFILE")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
-}
-
-/// How long after a scan the next one begins, at the earliest: somebody outside
-/// who calls a pod without a proxy must not keep the agent busy.
-const SCAN_PAUSE: Duration = Duration::from_millis(100);
-
-/// A ring buffer's descriptor, to be waited for.
-struct Descriptor(AsyncFd<OwnedFd>);
-
-impl Descriptor {
-    fn of(ring: &impl AsFd) -> Result<Self> {
-        let descriptor = ring
-            .as_fd()
-            .try_clone_to_owned()
-            .context("cannot duplicate the ring buffer's descriptor")?;
-        // SAFETY: an OwnedFd gives the same descriptor until it is dropped.
-        let descriptor = unsafe { AsyncFd::register(descriptor) }
-            .map_err(|error| anyhow!("cannot wait for the programs' messages: {error}"))?;
-        Ok(Self(descriptor))
-    }
-
-    /// Waits until there is something; `false` when the runtime ends.
-    async fn readable(&self) -> bool {
-        match self.0.readable().await {
-            Ok(mut ready) => {
-                ready.clear_ready();
-                true
-            }
-            Err(_ending) => false,
-        }
-    }
-}
-
-/// What the programs ask of the agent.
-struct Requests {
-    events: Events,
-    descriptor: Descriptor,
-}
-
-impl Requests {
-    fn of(events: Events) -> Result<Self> {
-        let descriptor = Descriptor::of(&events)?;
-        Ok(Self { events, descriptor })
-    }
-
-    /// Has listeners looked for whenever a program missed them.
-    async fn answer(mut self, node: NodeHandle) {
-        while self.descriptor.readable().await {
-            let pods = self.events.drain();
-            if !pods.is_empty() {
-                node.find_listeners(pods).await;
-                // Each connection that misses a listener asks again.
-                tokio::time::sleep(SCAN_PAUSE).await;
-            }
-        }
-    }
-
-    /// Has connections spliced whenever a program asks for some.
-    async fn splice(mut self, node: NodeHandle) {
-        while self.descriptor.readable().await {
-            if self.events.drain().is_empty() {
-                continue;
-            }
-            let took = node.splice().await.unwrap_or_else(|error| {
-                tracing::warn!(error = format!("{error:#}"), "cannot splice connections");
-                Duration::ZERO
-            });
-            tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
-        }
-    }
-}
-
-/// How long after connections were spliced the next are, at the earliest.
-const SPLICE_PAUSE: Duration = Duration::from_millis(10);
-
-/// By how much the pause is longer than what comes before it took, at least: where
-/// very many files are open on the node, finding sockets among them must not keep
-/// the agent busy.
-const SPLICE_REST: u32 = 30;
-
-/// Writes the programs' decisions into the log from now on, where they are logged at
-/// all.
-fn programs_log(datapath: &mut Datapath) -> Result<Option<JoinHandle<()>>> {
-    if !logs::decisions_are_logged() {
-        return Ok(None);
-    }
-    let mut log = datapath.log()?;
-    let descriptor = Descriptor::of(&log)?;
-    Ok(Some(tokio::spawn(async move {
-        while descriptor.readable().await {
-            log.flush();
-        }
-    })))
 }
 
 /// Says how splicing is set, and what of this kernel speaks against more.
@@ -352,40 +223,6 @@ fn log_splicing(splice: &SpliceStatus) {
         reason = splice.reason,
         "splicing"
     );
-}
-
-/// How long the agent waits before it listens anew to what it cannot hear.
-const REOPEN_PAUSE: Duration = Duration::from_secs(1);
-
-/// Has the pods' networks looked at whenever they change.
-async fn follow_networks(mut networks: Watch, node: NodeHandle) {
-    loop {
-        match networks.changes().await {
-            Ok(changes) => node.follow_networks(changes).await,
-            Err(error) => {
-                tracing::error!(
-                    error = format!("{error:#}"),
-                    "changes of the pods' networks were missed"
-                );
-                networks = reopened().await;
-                node.follow_networks(Changes::missed()).await;
-            }
-        }
-    }
-}
-
-/// A new watch, as soon as there can be one.
-async fn reopened() -> Watch {
-    loop {
-        tokio::time::sleep(REOPEN_PAUSE).await;
-        match Watch::open() {
-            Ok(watch) => return watch,
-            Err(error) => tracing::error!(
-                error = format!("{error:#}"),
-                "cannot listen to changes of the pods' networks"
-            ),
-        }
-    }
 }
 
 /// The line that says that the agent is up: whoever started it may wait for it.

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use shunt_abi::{Decided, NO_OWNER};
 use shunt_decide::Rule;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use crate::settings::process_env;
 
@@ -21,6 +21,10 @@ pub enum LogFormat {
 /// How much is logged unless `SHUNT_LOG` says otherwise.
 const USUAL_LOG: &str = "info";
 
+/// What is left out unless `SHUNT_LOG` names it: the client says of each failed request
+/// what whoever made the request says once, with what follows from it.
+const QUIET: &str = "kube_client=off";
+
 /// Under what name the programs' decisions are in the log.
 macro_rules! programs {
     () => {
@@ -32,10 +36,10 @@ macro_rules! programs {
 /// `shunt=trace`). Says so when it cannot be understood.
 pub fn start(format: LogFormat) {
     let asked = process_env("SHUNT_LOG").filter(|text| !text.trim().is_empty());
-    let (filter, complaint) = match asked.as_deref().map(EnvFilter::try_new) {
-        None => (EnvFilter::new(USUAL_LOG), None),
+    let (filter, complaint) = match asked.as_deref().map(filter) {
+        None => (usual(), None),
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new(USUAL_LOG), Some(error)),
+        Some(Err(error)) => (usual(), Some(error)),
     };
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -53,6 +57,15 @@ pub fn start(format: LogFormat) {
              Give a level, such as debug, or shunt=trace"
         );
     }
+}
+
+/// What these directives let through. Of two for one target the later holds.
+fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{QUIET},{directives}"))
+}
+
+fn usual() -> EnvFilter {
+    EnvFilter::new(format!("{QUIET},{USUAL_LOG}"))
 }
 
 /// Whether the programs are to log their decisions: they are told when they are
