@@ -97,7 +97,8 @@ fn there_and_back(to: &Path, arguments: &[&str], keeps_peers: bool) {
     let agent = again(agent.stop());
     load.goes_on();
     load.assert_peers();
-    drop(agent);
+    // The place has to stay: the pins go with it.
+    let _place = agent.kill();
     load.goes_on();
     load.end();
 }
