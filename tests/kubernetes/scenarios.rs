@@ -70,11 +70,12 @@ fn caller(name: &str, servers: &[SocketAddr]) -> Manifest {
 }
 
 /// What of shunt can be seen on a node: files, and what hangs on cgroups. The
-/// directories of the node's own programs change all the time and are left out.
+/// directories of the node's own programs change all the time and are left out, and so
+/// is the empty /run/shunt: kubelet makes it, for the agent's container a mount point.
 fn traces() -> BTreeSet<String> {
     let find = format!(
         "find {CNI_BIN} {CNI_CONF} /sys/fs/bpf /run -path /run/containerd -prune -o -path /run/netns -prune \
-         -o -path /run/cluster -prune -o -print; sha256sum {CNI_CONF}/*; \
+         -o -path /run/cluster -prune -o -path /run/shunt -empty -o -print; sha256sum {CNI_CONF}/*; \
          bpftool cgroup tree {} | grep -v '^CgroupPath'",
         shunt_tests::cgroup::root().display()
     );
