@@ -140,6 +140,11 @@ impl Place {
         command.arg("--socket").arg(self.socket());
         command.arg("uninstall").arg("--bpffs").arg(self.bpffs());
         command.arg("--state-dir").arg(self.state_dir());
+        // Not those of the machine, where a real agent may run.
+        command.arg("--cni-bin-dir").arg(self.path().join("no-bin"));
+        command
+            .arg("--cni-conf-dir")
+            .arg(self.path().join("no-net.d"));
         command
     }
 
