@@ -20,7 +20,7 @@ const LONG: u32 = 20;
 
 /// A running load: a server and a client, each with its sidecar.
 pub(crate) struct Load<'a> {
-    _server: Pod<'a>,
+    server: Pod<'a>,
     client: Pod<'a>,
 }
 
@@ -54,10 +54,7 @@ impl<'a> Load<'a> {
             &LONG.to_string(),
         ];
         let client = Pod::start(cluster, &Manifest::in_mesh("load-client", &words));
-        let load = Self {
-            _server: server,
-            client,
-        };
+        let load = Self { server, client };
         load.wait_for_more(u64::from(RATE));
         load
     }
@@ -100,6 +97,9 @@ impl<'a> Load<'a> {
             counts.new > 0 && counts.long > 0,
             "there was no load: {counts:?}"
         );
+        // The next load has pods of the same names.
+        self.client.delete();
+        self.server.delete();
         counts
     }
 

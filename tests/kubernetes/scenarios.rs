@@ -75,7 +75,7 @@ fn caller(name: &str, servers: &[SocketAddr]) -> Manifest {
 fn traces() -> BTreeSet<String> {
     let find = format!(
         "find {CNI_BIN} {CNI_CONF} /sys/fs/bpf /run -path /run/containerd -prune -o -path /run/netns -prune \
-         -o -path /run/cluster -prune -o -path /run/shunt -empty -o -print; sha256sum {CNI_CONF}/*; \
+         -o -path /run/cluster -prune -o -path /run/mount -o -path /run/shunt -empty -o -print; sha256sum {CNI_CONF}/*; \
          bpftool cgroup tree {} | grep -v '^CgroupPath'",
         shunt_tests::cgroup::root().display()
     );

@@ -31,7 +31,8 @@ impl Readiness {
 
     fn set(&self, condition: &'static str, why_not: Option<String>) {
         let before = self.lock().insert(condition, why_not.clone());
-        if before.as_ref() == Some(&why_not) {
+        // That it does not hold at the start is no news.
+        if before.is_none() || before.as_ref() == Some(&why_not) {
             return;
         }
         match why_not {
