@@ -243,8 +243,9 @@ pub(crate) fn log(cluster: &Cluster) -> Vec<String> {
         .iter()
         .map(|event| format!("event {}: {}", event["reason"], event["message"]))
         .collect();
-    let find =
-        "find /var/log/pods -path '*shunt-system*' -name '*.log' | sort | xargs -r tail -n 60";
+    // A pod that ends takes its log away meanwhile.
+    let find = "find /var/log/pods -path '*shunt-system*' -name '*.log' | sort \
+                | xargs -r tail -n 60 2>/dev/null; true";
     lines.extend(
         output_of(Command::new("sh").args(["-c", find]))
             .lines()

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
 };
 
 use serde::Deserialize;
@@ -22,6 +22,8 @@ const LONG: u32 = 20;
 pub(crate) struct Load<'a> {
     server: Pod<'a>,
     client: Pod<'a>,
+    /// Where the client says what it has counted.
+    control: SocketAddr,
 }
 
 /// What it has done so far.
@@ -54,7 +56,13 @@ impl<'a> Load<'a> {
             &LONG.to_string(),
         ];
         let client = Pod::start(cluster, &Manifest::in_mesh("load-client", &words));
-        let load = Self { server, client };
+        // Kept, because the API server may be away while the load goes on.
+        let control = (client.ip(), CONTROL).into();
+        let load = Self {
+            server,
+            client,
+            control,
+        };
         load.wait_for_more(u64::from(RATE));
         load
     }
@@ -105,8 +113,7 @@ impl<'a> Load<'a> {
 
     /// From outside of the pod to a port that is not redirected.
     fn try_counts(&self) -> Result<Counts, String> {
-        let control = (self.client.ip(), CONTROL);
-        let stream = TcpStream::connect(control).map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(self.control).map_err(|error| error.to_string())?;
         (&stream)
             .write_all(b"?\n")
             .map_err(|error| error.to_string())?;
