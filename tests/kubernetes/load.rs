@@ -24,6 +24,7 @@ pub(crate) struct Load<'a> {
     client: Pod<'a>,
     /// Where the client says what it has counted.
     control: SocketAddr,
+    rate: u32,
 }
 
 /// What it has done so far.
@@ -44,6 +45,13 @@ pub(crate) struct Counts {
 impl<'a> Load<'a> {
     /// Starts one; connections are answered when this returns.
     pub(crate) fn start(cluster: &'a Cluster) -> Self {
+        Self::start_at(cluster, RATE)
+    }
+
+    /// One with so many new connections each second. What lasts a minute needs fewer than
+    /// usual: a proxy has 28,232 ports to call one server from, and each waits for a
+    /// minute after its connection (TIME-WAIT).
+    pub(crate) fn start_at(cluster: &'a Cluster, rate: u32) -> Self {
         let server = Pod::start(
             cluster,
             &Manifest::in_mesh("load-server", &["serve", &PORT.to_string()]),
@@ -52,7 +60,7 @@ impl<'a> Load<'a> {
             "load",
             &CONTROL.to_string(),
             &server.address().to_string(),
-            &RATE.to_string(),
+            &rate.to_string(),
             &LONG.to_string(),
         ];
         let client = Pod::start(cluster, &Manifest::in_mesh("load-client", &words));
@@ -62,8 +70,9 @@ impl<'a> Load<'a> {
             server,
             client,
             control,
+            rate,
         };
-        load.wait_for_more(u64::from(RATE));
+        load.wait_for_more(u64::from(rate));
         load
     }
 
@@ -92,7 +101,7 @@ impl<'a> Load<'a> {
     /// Ends it; not one connection may have failed or gone past a proxy.
     pub(crate) fn finish(self) -> Counts {
         // Of what has begun, most is over then.
-        self.wait_for_more(u64::from(RATE));
+        self.wait_for_more(u64::from(self.rate));
         let counts = self.counts();
         assert!(
             counts.failed == 0 && counts.around == 0,

@@ -302,7 +302,7 @@ fn kubelet_restarts_under_load(cluster: &Cluster) {
 fn the_api_server_is_away_for_a_minute(cluster: &Cluster) {
     const AWAY: Duration = Duration::from_secs(60);
     install::install(cluster, &Values::USUAL);
-    let load = Load::start(cluster);
+    let load = Load::start_at(cluster, 100);
     let since = Instant::now();
     cluster.kill_apiserver();
     // The agent that comes now has nobody to ask: what is pinned and saved has to do.
