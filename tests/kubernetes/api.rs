@@ -136,6 +136,15 @@ impl Api {
     }
 }
 
+/// Whether a node, or a pod with all of its containers, is ready.
+pub(crate) fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
 fn to_json(object: &DynamicObject) -> Value {
     serde_json::to_value(object).expect("it was JSON")
 }

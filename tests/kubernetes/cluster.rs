@@ -17,7 +17,7 @@ use shunt_tests::{
 };
 
 use crate::{
-    api::Api,
+    api::{Api, is_ready},
     image::Image,
     isolation::{FILES, HOSTNAME},
     network,
@@ -199,12 +199,7 @@ impl Cluster {
     fn wait_for_node(&self) {
         wait_until("the node to be ready", || {
             let node = self.api.get("v1", "Node", None, HOSTNAME)?;
-            let conditions = node["status"]["conditions"].as_array();
-            let ready = conditions
-                .into_iter()
-                .flatten()
-                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-            ready
+            is_ready(&node)
                 .then_some(())
                 .ok_or_else(|| node["status"]["conditions"].to_string())
         });

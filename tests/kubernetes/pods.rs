@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use shunt_tests::{deadline::wait_until, envoy};
 
-use crate::{cluster::Cluster, image};
+use crate::{api::is_ready, cluster::Cluster, image};
 
 /// The port of applications.
 pub(crate) const PORT: u16 = 8080;
@@ -157,12 +157,7 @@ impl<'a> Pod<'a> {
     pub(crate) fn wait_until_ready(&self) {
         wait_until(&format!("pod {} to be ready", self.name), || {
             let pod = self.get()?;
-            let conditions = pod["status"]["conditions"].as_array();
-            let ready = conditions
-                .into_iter()
-                .flatten()
-                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-            ready
+            is_ready(&pod)
                 .then_some(())
                 .ok_or_else(|| format!("{}\n{}", pod["status"], self.events().join("\n")))
         });

@@ -30,16 +30,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<Infallible> {
         "the benchmark needs root because it makes network namespaces and loads BPF programs",
     )?;
     setup::ensure(&[Use::Build, Use::Tests, Use::Bench])?;
-    build::release(&[
-        "--package",
-        "shunt",
-        "--package",
-        "shunt-tests",
-        "--bin",
-        "shunt",
-        "--bin",
-        "bench",
-    ])?;
+    build::agent_and("bench")?;
     let Arguments { quick, only } = arguments;
     // What is kept in the repository is the whole.
     let out = if *quick || only.is_some() {

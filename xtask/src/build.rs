@@ -22,6 +22,12 @@ pub(crate) fn agent() -> Result<()> {
     release(&["--package", "shunt", "--bins"])
 }
 
+/// Builds the agent, and the program of the tests that shows or measures it.
+pub(crate) fn agent_and(program: &str) -> Result<()> {
+    let packages = ["--package", "shunt", "--package", "shunt-tests"];
+    release(&[&packages[..], &["--bin", "shunt", "--bin", program]].concat())
+}
+
 /// Builds the agent with another layout of maps, for the tests of upgrades, and keeps it
 /// at [`paths::other_agent`]. cargo puts both in one place: this one has to be first.
 pub(crate) fn other_agent() -> Result<()> {

@@ -19,15 +19,6 @@ pub(crate) fn command() -> Result<Infallible> {
         "the demo needs root because it makes network namespaces and loads BPF programs",
     )?;
     setup::ensure(&[Use::Build, Use::Tests])?;
-    build::release(&[
-        "--package",
-        "shunt",
-        "--package",
-        "shunt-tests",
-        "--bin",
-        "shunt",
-        "--bin",
-        "demo",
-    ])?;
+    build::agent_and("demo")?;
     env::with_tests(Step::new(paths::release("demo"), "starting the demo"))?.replace_self()
 }

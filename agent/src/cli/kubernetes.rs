@@ -32,11 +32,6 @@ pub struct KubernetesFlags {
 }
 
 impl KubernetesFlags {
-    /// Whether the agent looks after pods by itself.
-    pub fn is_asked_for(&self) -> bool {
-        self.kubernetes
-    }
-
     /// Finds out where the API is, if it is needed.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The BPF programs, as a library shared by the two objects that are loaded.
+//! The BPF programs, as a library shared by the three objects that are loaded.
 //!
 //! The way of a connection: [`connect`] asks [`facts`] for a decision and rewrites
 //! the destination ([`datagram`] does for DNS without a connection),
@@ -10,8 +10,7 @@
 //! Two sockets of one node that talk to each other are spliced: [`splice_ends`]
 //! finds them, [`splice`] passes their messages on.
 //! [`maps`] says who writes and who reads which map;
-//! [`ctx`], [`kernel`] and
-//! [`storage`] are the only ones that touch raw pointers of the kernel.
+//! [`ctx`], [`kernel`] and [`storage`] are the only ones that touch raw pointers of the kernel.
 #![no_std]
 
 pub mod connect;
@@ -33,3 +32,21 @@ pub mod pods;
 pub mod splice;
 pub mod splice_ends;
 pub mod storage;
+
+/// What every object has once: its licence, and what becomes of a panic, which the
+/// verifier does not let happen.
+#[macro_export]
+macro_rules! object {
+    () => {
+        #[cfg(target_arch = "bpf")]
+        #[panic_handler]
+        fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+            loop {}
+        }
+
+        /// Dual licensed: some helpers are for GPL-compatible programs only.
+        #[unsafe(link_section = "license")]
+        #[unsafe(no_mangle)]
+        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+    };
+}

@@ -36,13 +36,4 @@ extern "C" fn shunt_members(ctx: *mut Member) -> i32 {
     0
 }
 
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Dual licensed: some helpers are for GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+shunt_programs::object!();
