@@ -139,6 +139,11 @@ pub struct Sender {
     /// 1 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`, and it goes
     /// by TCP from now on.
     pub leaving: u32,
+    /// How many more messages found the other end not ready than ready. Written by
+    /// `sk_msg`.
+    pub missed: u32,
+    /// Always 0.
+    pub pad: u32,
 }
 
 /// Where the running kernel keeps what splicing looks at, in bytes from the start

@@ -24,10 +24,11 @@ use shunt_abi::{
 };
 
 use crate::{
-    ctx::{FileVisit, Socket, TcpEvent},
+    ctx::{FileVisit, Socket, Structure, TcpEvent},
     kernel::{self, Address},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
+    splice::has_unread,
 };
 
 /// Where the running kernel keeps what is read here. Set by the agent when it
@@ -136,7 +137,7 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         return;
     };
     if sender.member != 0 {
-        stay_or_leave(event, sender);
+        stay_or_leave(event, socket, sender);
         return;
     }
     if sender.looks >= PATIENCE || sender.leaving != 0 {
@@ -144,7 +145,9 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         return;
     }
     // The first request and its answer are over before this would be of use.
-    if event.data_segments() < 2 || !is_nonblocking(socket) {
+    let at = offsets();
+    let nonblocking = socket.tcp().is_some_and(|tcp| is_nonblocking(tcp, &at));
+    if event.data_segments() < 2 || !nonblocking {
         sender.looks += 1;
         return;
     }
@@ -163,11 +166,12 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
 /// A socket that is spliced heard of an acknowledgement: something of it went by
 /// TCP.
 #[inline(always)]
-fn stay_or_leave(event: TcpEvent, sender: &mut Sender) {
+fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
     if sender.flags & END_PROXY != 0 {
         // It stays to its end: what was given to it would be lost with its place.
         event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
-    } else if sender.leaving != 0 {
+    } else if sender.leaving != 0 && !has_unread(socket) {
+        // In the mode `all` it may have been given something, too.
         take_out(sender);
         event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
     }
@@ -257,13 +261,10 @@ fn take_out(sender: &mut Sender) {
 /// Whether the socket's file is in non-blocking mode. `false` when it has no
 /// file, as before accept().
 #[inline(always)]
-pub fn is_nonblocking(socket: Socket) -> bool {
-    let at = offsets();
-    Address::of(socket)
-        .and_then(|sock| sock.follow(at.sock_socket))
+pub fn is_nonblocking(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.follow(at.sock_socket)
         .and_then(|socket| socket.follow(at.socket_file))
-        .and_then(|file| file.field::<u32>(at.file_flags))
-        .is_some_and(|flags| flags & NONBLOCK != 0)
+        .is_some_and(|file| file.word(at.file_flags) & NONBLOCK != 0)
 }
 
 /// The agent's iterator has come to an open file.
@@ -279,12 +280,16 @@ pub fn visited(visit: FileVisit) {
     if sender.member != 0 || sender.known == 0 || sender.leaving != 0 {
         return;
     }
-    let (Some(end), Some(address)) = (ENDS.get_ptr_mut(sender.key), Address::of(socket)) else {
+    let (Some(tcp), Some(address)) = (socket.tcp(), Address::of(socket)) else {
+        return;
+    };
+    let Some(end) = ENDS.get_ptr_mut(sender.key) else {
         return;
     };
     // SAFETY: an element of the map, of which this word is only set.
     let wanted = unsafe { (*end).wanted } != 0;
-    if !wanted || !is_nonblocking(socket) || !is_plain(address, &at) {
+    let is_plain = !is_layered(tcp, &at) && !has_zerocopy(tcp, &at);
+    if !wanted || !is_nonblocking(tcp, &at) || !is_plain {
         return;
     }
     // SAFETY: as above. The same that is there, but for connections that the agent
@@ -329,17 +334,16 @@ pub fn is_receiver(flags: u32, sender: u32) -> bool {
         && SPLICE_MODE.load() != SpliceMode::All as u32
 }
 
-/// Whether nothing is on top of TCP, and no send without a copy may be asked for.
+/// Whether a protocol is on top of TCP.
 #[inline(always)]
-fn is_plain(sock: Address, at: &SpliceOffsets) -> bool {
-    sock.field::<u64>(at.icsk_ulp) == Some(0) && !has_zerocopy(sock, at)
+pub fn is_layered(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.long(at.icsk_ulp) != 0
 }
 
 /// Whether the socket has SO_ZEROCOPY, without which MSG_ZEROCOPY means nothing.
 #[inline(always)]
-pub fn has_zerocopy(sock: Address, at: &SpliceOffsets) -> bool {
-    sock.field::<u64>(at.sock_flags)
-        .is_none_or(|flags| flags >> (at.zerocopy_bit & 63) & 1 != 0)
+pub fn has_zerocopy(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.long(at.sock_flags) >> (at.zerocopy_bit & 63) & 1 != 0
 }
 
 /// A map of sockets, for helpers.
