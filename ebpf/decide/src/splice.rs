@@ -47,6 +47,9 @@ pub enum Way {
     Splice(u32),
     /// By TCP; the next message may go the other way.
     Tcp(Fallback),
+    /// By TCP, and so does everything that the socket sends for a while, in which it is
+    /// in no map.
+    TcpForAWhile(Fallback),
     /// By TCP, and so does everything that the socket sends from now on.
     TcpForGood(Fallback),
 }
@@ -54,9 +57,9 @@ pub enum Way {
 /// A message is cut only where at least this much of it goes at once, in bytes.
 const LEAST_PIECE: u32 = 16 * 1024;
 
-/// How often the proxy may be not ready for what its application sends. One that
-/// sends more than is read is quicker by TCP alone: what a member of the map gives
-/// to TCP is copied first, and what TCP then does not take is thrown away.
+/// How often the proxy may be not ready for what its application sends. While one
+/// sends more than is read it is quicker by TCP alone: what a member of the map
+/// gives to TCP is copied first, and what TCP then does not take is thrown away.
 const PATIENCE: u32 = 32;
 
 /// Decides over one message, or what is left of it.
@@ -109,13 +112,13 @@ pub const fn splice(message: &Message) -> Way {
     }
 }
 
-/// Which way it goes while the other end has something to read. For good only where
-/// the sender can leave the map: where nothing is ever spliced into it.
+/// Which way it goes while the other end has something to read. A sender can leave
+/// the map only where nothing is ever spliced into it.
 #[inline(always)]
 const fn not_ready(message: &Message, why: Fallback) -> Way {
     let can_leave = !message.from_proxy && message.mode < SpliceMode::All as u32;
     if can_leave && message.missed >= PATIENCE {
-        Way::TcpForGood(why)
+        Way::TcpForAWhile(why)
     } else {
         Way::Tcp(why)
     }

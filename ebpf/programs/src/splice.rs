@@ -3,7 +3,10 @@
 
 use core::ptr;
 
-use shunt_abi::{END_PROXY, End, EndKey, Fallback, NetnsCookie, Sender, SpliceMode};
+use shunt_abi::{
+    END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD, NetnsCookie, Sender,
+    SpliceMode,
+};
 use shunt_decide::{Message, Way, splice};
 
 use crate::{
@@ -49,8 +52,12 @@ pub fn message(call: Outgoing) {
             }
         }
         Way::Tcp(why) => why,
+        Way::TcpForAWhile(why) => {
+            sender.leaving = LEAVING_FOR_A_WHILE;
+            why
+        }
         Way::TcpForGood(why) => {
-            sender.leaving = 1;
+            sender.leaving = LEAVING_FOR_GOOD;
             why
         }
     };

@@ -16,11 +16,11 @@ use aya_ebpf::{
         BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
         BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
     },
-    helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
+    helpers::generated::{bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
-    END_PASSIVE, END_PROXY, End, EndKey, NetnsCookie, PodSettings, Sender, SpliceMode,
-    SpliceOffsets,
+    END_PASSIVE, END_PROXY, End, EndKey, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings, Sender,
+    SpliceMode, SpliceOffsets,
 };
 
 use crate::{
@@ -60,6 +60,10 @@ static SPLICE_MODE: Global<u32> = Global::new(0);
 /// How often the other end of a socket is looked for, once for each
 /// acknowledgement, before it counts as not on this node.
 const PATIENCE: u32 = 64;
+
+/// How long a sender is out of the map that sends more than is read, in
+/// milliseconds.
+const AWHILE: u32 = 1000;
 
 /// `O_NONBLOCK`
 const NONBLOCK: u32 = 0o4000;
@@ -144,6 +148,9 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
         return;
     }
+    if is_away(sender) {
+        return;
+    }
     // The first request and its answer are over before this would be of use.
     let at = offsets();
     let nonblocking = socket.tcp().is_some_and(|tcp| is_nonblocking(tcp, &at));
@@ -173,8 +180,29 @@ fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
     } else if sender.leaving != 0 && !has_unread(socket) {
         // In the mode `all` it may have been given something, too.
         take_out(sender);
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        if sender.leaving == LEAVING_FOR_A_WHILE {
+            sender.back = now_ms().wrapping_add(AWHILE).max(1);
+            sender.missed = 0;
+            sender.looks = 0;
+            sender.leaving = 0;
+        } else {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        }
     }
+}
+
+/// Milliseconds since the node started, the lower 32 bits.
+#[inline(always)]
+fn now_ms() -> u32 {
+    // SAFETY: reads the clock. The coarse one is not for iterators.
+    let nanoseconds = unsafe { bpf_ktime_get_ns() };
+    (nanoseconds / 1_000_000) as u32
+}
+
+/// Whether it has left the map and may not come back yet.
+#[inline(always)]
+fn is_away(sender: &Sender) -> bool {
+    sender.back != 0 && sender.back.wrapping_sub(now_ms()).cast_signed() > 0
 }
 
 /// Lets the other end find this one.
@@ -277,7 +305,7 @@ pub fn visited(visit: FileVisit) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 {
+    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 || is_away(sender) {
         return;
     }
     let (Some(tcp), Some(address)) = (socket.tcp(), Address::of(socket)) else {
