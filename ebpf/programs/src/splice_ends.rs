@@ -145,7 +145,9 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         return;
     }
     if sender.looks >= PATIENCE || sender.leaving != 0 {
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        if !may_join(sender) {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        }
         return;
     }
     if is_away(sender) {
@@ -168,6 +170,17 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     if look.is_power_of_two() || look == 0 {
         ask_for(netns, sender);
     }
+}
+
+/// Whether the agent was told of an application's socket: it may put it into the map
+/// yet, and it then has to hear of acknowledgements to be taken out again.
+#[inline(always)]
+fn may_join(sender: &Sender) -> bool {
+    if sender.flags & END_PROXY != 0 || sender.known == 0 || sender.leaving != 0 {
+        return false;
+    }
+    // SAFETY: an element of the map, of which this word is only set.
+    unsafe { ENDS.get(sender.key) }.is_some_and(|end| end.wanted != 0)
 }
 
 /// A socket that is spliced heard of an acknowledgement: something of it went by
