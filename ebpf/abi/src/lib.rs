@@ -41,8 +41,8 @@ pub use routes::{
     ROUTE_KEY_BITS, ROUTE_LOCAL, ROUTE_UNREACHABLE, Route, RouteKey,
 };
 pub use splice::{
-    END_PASSIVE, END_PROXY, End, EndKey, FALLBACK_SLOTS, Fallback, Sender, SpliceCounters,
-    SpliceMode, SpliceOffsets,
+    END_PASSIVE, END_PROXY, End, EndKey, FALLBACK_SLOTS, Fallback, LEAVING_FOR_A_WHILE,
+    LEAVING_FOR_GOOD, Sender, SpliceCounters, SpliceMode, SpliceOffsets,
 };
 
 /// The kernel's name of a network namespace: never reused while the node runs

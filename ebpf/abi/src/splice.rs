@@ -136,10 +136,22 @@ pub struct Sender {
     pub member: u32,
     /// 1 when the last bytes went to the other end directly. Written by `sk_msg`.
     pub spliced: u32,
-    /// 1 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`, and it goes
-    /// by TCP from now on.
+    /// Not 0 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`: a
+    /// `LEAVING_…` code.
     pub leaving: u32,
+    /// How many more messages found the other end not ready than ready. Written by
+    /// `sk_msg`.
+    pub missed: u32,
+    /// When it may come back, after [`LEAVING_FOR_A_WHILE`]: in milliseconds since the
+    /// node started, of which these are the lower 32 bits; 0 when it has not left.
+    /// Written by `sock_ops`.
+    pub back: u32,
 }
+
+/// Code of [`Sender::leaving`]: it goes by TCP from now on.
+pub const LEAVING_FOR_GOOD: u32 = 1;
+/// Code of [`Sender::leaving`]: it goes by TCP, and may come back later.
+pub const LEAVING_FOR_A_WHILE: u32 = 2;
 
 /// Where the running kernel keeps what splicing looks at, in bytes from the start
 /// of each structure; from the kernel's BTF.

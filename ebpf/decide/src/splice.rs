@@ -25,7 +25,7 @@ pub struct Message {
     /// The sequence number after the last one that is acknowledged.
     pub acked: u32,
     /// The sequence number after the last byte of TCP's that the other end has
-    /// read.
+    /// read; another one than `written` when that could not be found out.
     pub read: u32,
     /// How many bytes the other end has not yet read, as the kernel counts them
     /// against its buffer.
@@ -34,6 +34,9 @@ pub struct Message {
     pub buffer: u32,
     /// The message's size in bytes.
     pub size: u32,
+    /// How many more messages of this socket went by TCP because the other end was
+    /// not ready than were spliced.
+    pub missed: u32,
 }
 
 /// Which way a message goes.
@@ -44,12 +47,20 @@ pub enum Way {
     Splice(u32),
     /// By TCP; the next message may go the other way.
     Tcp(Fallback),
+    /// By TCP, and so does everything that the socket sends for a while, in which it is
+    /// in no map.
+    TcpForAWhile(Fallback),
     /// By TCP, and so does everything that the socket sends from now on.
     TcpForGood(Fallback),
 }
 
 /// A message is cut only where at least this much of it goes at once, in bytes.
 const LEAST_PIECE: u32 = 16 * 1024;
+
+/// How often the proxy may be not ready for what its application sends. While one
+/// sends more than is read it is quicker by TCP alone: what a member of the map
+/// gives to TCP is copied first, and what TCP then does not take is thrown away.
+const PATIENCE: u32 = 32;
 
 /// Decides over one message, or what is left of it.
 ///
@@ -89,7 +100,7 @@ pub const fn splice(message: &Message) -> Way {
         return Way::Tcp(Fallback::Layered);
     }
     if !message.spliced && !drained(message) {
-        return Way::Tcp(Fallback::NotDrained);
+        return not_ready(message, Fallback::NotDrained);
     }
     let room = (message.buffer / 2).saturating_sub(message.queued);
     if message.size <= room {
@@ -97,7 +108,19 @@ pub const fn splice(message: &Message) -> Way {
     } else if room >= LEAST_PIECE {
         Way::Splice(room)
     } else {
-        Way::Tcp(Fallback::ReceiverFull)
+        not_ready(message, Fallback::ReceiverFull)
+    }
+}
+
+/// Which way it goes while the other end has something to read. A sender can leave
+/// the map only where nothing is ever spliced into it.
+#[inline(always)]
+const fn not_ready(message: &Message, why: Fallback) -> Way {
+    let can_leave = !message.from_proxy && message.mode < SpliceMode::All as u32;
+    if can_leave && message.missed >= PATIENCE {
+        Way::TcpForAWhile(why)
+    } else {
+        Way::Tcp(why)
     }
 }
 

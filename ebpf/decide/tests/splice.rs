@@ -20,6 +20,7 @@ const GOOD: Message = Message {
     queued: 0,
     buffer: 131_072,
     size: 100,
+    missed: 0,
 };
 
 #[test]
@@ -135,6 +136,53 @@ fn a_large_message_is_cut_to_what_there_is_room_for() {
     assert_eq!(splice(&rest), Way::Tcp(Fallback::ReceiverFull));
 }
 
+#[test]
+fn an_application_that_sends_more_than_is_read_goes_by_tcp_for_a_while() {
+    let full = Message {
+        spliced: true,
+        queued: 65_536,
+        missed: 31,
+        ..GOOD
+    };
+    assert_eq!(splice(&full), Way::Tcp(Fallback::ReceiverFull));
+    let often = Message { missed: 32, ..full };
+    assert_eq!(splice(&often), Way::TcpForAWhile(Fallback::ReceiverFull));
+    let not_drained = Message {
+        spliced: false,
+        ..often
+    };
+    assert_eq!(
+        splice(&not_drained),
+        Way::TcpForAWhile(Fallback::NotDrained)
+    );
+    let ready = Message { queued: 0, ..often };
+    assert_eq!(splice(&ready), Way::Splice(100));
+}
+
+#[test]
+fn who_stays_in_the_map_may_be_spliced_again() {
+    let full = Message {
+        spliced: true,
+        queued: 65_536,
+        missed: 32,
+        ..GOOD
+    };
+    let rows = [
+        Message {
+            from_proxy: true,
+            ..full
+        },
+        Message {
+            mode: SpliceMode::All as u32,
+            ..full
+        },
+    ];
+    for message in rows {
+        let way = Way::Tcp(Fallback::ReceiverFull);
+        assert_eq!(splice(&message), way, "{message:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -180,7 +228,7 @@ impl Play {
             };
             let (direct, sent) = match splice(&message) {
                 Way::Splice(bytes) => (true, bytes),
-                Way::Tcp(_) | Way::TcpForGood(_) => (false, left),
+                Way::Tcp(_) | Way::TcpForAWhile(_) | Way::TcpForGood(_) => (false, left),
             };
             let bytes = self.next..self.next + sent;
             if direct {

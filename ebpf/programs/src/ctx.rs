@@ -22,7 +22,7 @@ use aya_ebpf::{
         bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_l3_csum_replace,
         bpf_l4_csum_replace, bpf_msg_apply_bytes, bpf_msg_redirect_hash, bpf_seq_write,
         bpf_set_retval, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes,
-        bpf_skc_lookup_tcp, bpf_sock_from_file, bpf_sock_ops_cb_flags_set,
+        bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock, bpf_sock_from_file, bpf_sock_ops_cb_flags_set,
     },
 };
 use shunt_abi::{Addr, Endpoint, NetnsCookie};
@@ -113,6 +113,46 @@ impl Socket {
     #[inline(always)]
     pub const fn as_ptr(self) -> *mut c_void {
         self.0
+    }
+
+    /// Its `struct tcp_sock`; `None` when it is no TCP socket (Linux 5.9).
+    #[inline(always)]
+    pub fn tcp(self) -> Option<Structure> {
+        // SAFETY: a Socket is what a context or an iterator gave.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0) };
+        (!tcp.is_null()).then_some(Structure(tcp.cast()))
+    }
+}
+
+/// A structure of the kernel's whose type the verifier knows. Its fields are
+/// loaded without a helper; the offsets are the running kernel's, and constants to
+/// the verifier, which checks them. Where a structure is gone meanwhile, 0 is
+/// loaded.
+#[derive(Clone, Copy)]
+pub struct Structure(*const u8);
+
+impl Structure {
+    /// A field of four bytes.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> u32 {
+        // SAFETY: the verifier checks the offset and the width, and the kernel
+        // takes care of a page that is not there.
+        unsafe { read_volatile(self.0.add(offset as usize).cast()) }
+    }
+
+    /// A field of eight bytes.
+    #[inline(always)]
+    pub fn long(self, offset: u32) -> u64 {
+        // SAFETY: as above.
+        unsafe { read_volatile(self.0.add(offset as usize).cast()) }
+    }
+
+    /// What a field that is a pointer points to.
+    #[inline(always)]
+    pub fn follow(self, offset: u32) -> Option<Self> {
+        // SAFETY: as above.
+        let pointer: *const u8 = unsafe { read_volatile(self.0.add(offset as usize).cast()) };
+        (!pointer.is_null()).then_some(Self(pointer))
     }
 }
 

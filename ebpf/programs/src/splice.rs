@@ -3,16 +3,19 @@
 
 use core::ptr;
 
-use shunt_abi::{END_PROXY, End, EndKey, Fallback, Sender, SpliceMode};
+use shunt_abi::{
+    END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD, NetnsCookie, Sender,
+    SpliceMode,
+};
 use shunt_decide::{Message, Way, splice};
 
 use crate::{
     counters,
-    ctx::{Outgoing, Socket},
-    kernel::{self, Address},
+    ctx::{Outgoing, Socket, Structure},
+    kernel::Address,
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
-    splice_ends::{has_zerocopy, is_nonblocking, is_receiver, offsets},
+    splice_ends::{has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets},
 };
 
 /// A member of the map sends a message.
@@ -26,12 +29,14 @@ pub fn message(call: Outgoing) {
         return;
     }
     let netns = call.netns();
-    let facts = kernel::forget(facts(call, socket, sender));
-    let way = match splice(&facts) {
+    let way = match socket.tcp() {
+        Some(tcp) => splice(&facts(call, netns, tcp, sender)),
+        None => Way::Tcp(Fallback::Failed),
+    };
+    let way = match way {
         Way::Splice(bytes) => {
-            let mut key = kernel::forget(sender.key.peer());
-            let peer = sender.peer.flags;
-            let given = if is_receiver(peer, sender.flags) {
+            let mut key = sender.key.peer();
+            let given = if is_receiver(sender.peer.flags, sender.flags) {
                 call.give(&RECEIVERS, &mut key, bytes)
             } else {
                 call.give(&SPLICED, &mut key, bytes)
@@ -39,6 +44,7 @@ pub fn message(call: Outgoing) {
             match given {
                 Ok(()) => {
                     sender.spliced = 1;
+                    sender.missed = sender.missed.saturating_sub(1);
                     counters::spliced(netns, bytes);
                     return;
                 }
@@ -46,64 +52,62 @@ pub fn message(call: Outgoing) {
             }
         }
         Way::Tcp(why) => why,
+        Way::TcpForAWhile(why) => {
+            sender.leaving = LEAVING_FOR_A_WHILE;
+            why
+        }
         Way::TcpForGood(why) => {
-            sender.leaving = 1;
+            sender.leaving = LEAVING_FOR_GOOD;
             why
         }
     };
     sender.spliced = 0;
+    if matches!(way, Fallback::NotDrained | Fallback::ReceiverFull) {
+        sender.missed = sender.missed.saturating_add(1);
+    }
     counters::by_tcp(netns, way);
 }
 
 /// What is known of the message.
 #[inline(always)]
-fn facts(call: Outgoing, socket: Socket, sender: &mut Sender) -> Message {
+fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender) -> Message {
     let at = offsets();
-    let peer = peer(sender);
-    let other = peer.and_then(|peer| Address::kept(peer.address));
-    let own = Address::of(socket);
-    let word = |of: Option<Address>, offset| of.and_then(|of| of.field::<u32>(offset));
-    let ulp = |of: Option<Address>| of.and_then(|of| of.field::<u64>(at.icsk_ulp));
+    let other = peer(sender);
+    let peer = &sender.peer;
+    let word = |offset| other.and_then(|other| other.field::<u32>(offset));
     let from_proxy = sender.flags & END_PROXY != 0;
     let spliced = sender.spliced != 0;
-    // Asked for only where it matters: this is for every message. What cannot be
-    // read differs from everything else, and so is not drained.
-    let (written, acked, read) = if spliced {
-        (0, 1, 2)
-    } else {
-        (
-            word(own, at.tcp_written).unwrap_or(0),
-            word(own, at.tcp_acked).unwrap_or(1),
-            word(other, at.tcp_copied).unwrap_or(2),
-        )
-    };
+    let written = own.word(at.tcp_written);
     Message {
-        mode: mode(call, peer),
+        mode: mode(netns, other.map_or(netns, |_| peer.netns)),
         from_proxy,
-        into_proxy: peer.is_some_and(|peer| peer.flags & END_PROXY != 0),
-        peer_known: peer.is_some(),
-        blocking: !from_proxy && !is_nonblocking(socket),
-        zerocopy: own.is_none_or(|own| has_zerocopy(own, &at)),
-        layered: ulp(own) != Some(0) || ulp(other) != Some(0),
+        into_proxy: peer.flags & END_PROXY != 0,
+        peer_known: other.is_some(),
+        blocking: !from_proxy && !is_nonblocking(own, &at),
+        zerocopy: has_zerocopy(own, &at),
+        layered: is_layered(own, &at)
+            || other.and_then(|other| other.field::<u64>(at.icsk_ulp)) != Some(0),
         spliced,
         written,
-        acked,
-        read,
-        queued: word(other, at.sock_queued).unwrap_or(u32::MAX),
-        buffer: word(other, at.sock_buffer).unwrap_or(0),
+        acked: own.word(at.tcp_acked),
+        // Asked for only where it matters: this is for every message.
+        read: if spliced { None } else { word(at.tcp_copied) }.unwrap_or(!written),
+        queued: word(at.sock_queued).unwrap_or(u32::MAX),
+        buffer: word(at.sock_buffer).unwrap_or(0),
         size: call.size(),
+        missed: sender.missed,
     }
 }
 
-/// The other end, if it is the same that it was when it was found.
+/// Where the other end is, if it is the same that it was when it was found.
 #[inline(always)]
-fn peer(sender: &mut Sender) -> Option<End> {
+fn peer(sender: &mut Sender) -> Option<Address> {
     if sender.peer.address == 0 {
         sender.peer = end(sender.key.peer())?;
     }
-    let peer = kernel::forget(sender.peer);
-    let cookie = Address::kept(peer.address)?.field::<u64>(offsets().common_cookie)?;
-    (cookie == peer.cookie).then_some(peer)
+    let address = Address::kept(sender.peer.address)?;
+    let cookie = address.field::<u64>(offsets().common_cookie)?;
+    (cookie == sender.peer.cookie).then_some(address)
 }
 
 /// What is known of an end; `None` also when its element was deleted meanwhile, whose
@@ -122,19 +126,16 @@ fn end(key: EndKey) -> Option<End> {
 
 /// What both pods allow, a [`SpliceMode`] code.
 #[inline(always)]
-fn mode(call: Outgoing, peer: Option<End>) -> u32 {
+fn mode(own: NetnsCookie, other: NetnsCookie) -> u32 {
     const OFF: u32 = SpliceMode::Off as u32;
     if SPLICE_STOP.get(0).is_none_or(|stop| *stop != 0) {
         return OFF;
     }
-    let netns = call.netns();
-    let own = pods::settings(netns).map_or(OFF, |pod| pod.splice);
-    match peer {
-        Some(peer) if peer.netns != netns => {
-            let other = pods::settings(peer.netns).map_or(OFF, |pod| pod.splice);
-            own.min(other)
-        }
-        _ => own,
+    let of = |netns| pods::settings(netns).map_or(OFF, |pod| pod.splice);
+    if own == other {
+        of(own)
+    } else {
+        of(own).min(of(other))
     }
 }
 

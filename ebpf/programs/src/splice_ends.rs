@@ -16,15 +16,15 @@ use aya_ebpf::{
         BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
         BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
     },
-    helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
+    helpers::generated::{bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
-    END_PASSIVE, END_PROXY, End, EndKey, NetnsCookie, PodSettings, Sender, SpliceMode,
-    SpliceOffsets,
+    END_PASSIVE, END_PROXY, End, EndKey, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings, Sender,
+    SpliceMode, SpliceOffsets,
 };
 
 use crate::{
-    ctx::{FileVisit, Socket, TcpEvent},
+    ctx::{FileVisit, Socket, Structure, TcpEvent},
     kernel::{self, Address},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
@@ -59,6 +59,10 @@ static SPLICE_MODE: Global<u32> = Global::new(0);
 /// How often the other end of a socket is looked for, once for each
 /// acknowledgement, before it counts as not on this node.
 const PATIENCE: u32 = 64;
+
+/// How long a sender is out of the map that sends more than is read, in
+/// milliseconds.
+const AWHILE: u32 = 1000;
 
 /// `O_NONBLOCK`
 const NONBLOCK: u32 = 0o4000;
@@ -140,11 +144,18 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         return;
     }
     if sender.looks >= PATIENCE || sender.leaving != 0 {
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        if !may_join(sender) {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        }
+        return;
+    }
+    if is_away(sender) {
         return;
     }
     // The first request and its answer are over before this would be of use.
-    if event.data_segments() < 2 || !is_nonblocking(socket) {
+    let at = offsets();
+    let nonblocking = socket.tcp().is_some_and(|tcp| is_nonblocking(tcp, &at));
+    if event.data_segments() < 2 || !nonblocking {
         sender.looks += 1;
         return;
     }
@@ -160,6 +171,17 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     }
 }
 
+/// Whether the agent was told of an application's socket: it may put it into the map
+/// yet, and it then has to hear of acknowledgements to be taken out again.
+#[inline(always)]
+fn may_join(sender: &Sender) -> bool {
+    if sender.flags & END_PROXY != 0 || sender.known == 0 || sender.leaving != 0 {
+        return false;
+    }
+    // SAFETY: an element of the map, of which this word is only set.
+    unsafe { ENDS.get(sender.key) }.is_some_and(|end| end.wanted != 0)
+}
+
 /// A socket that is spliced heard of an acknowledgement: something of it went by
 /// TCP.
 #[inline(always)]
@@ -169,8 +191,29 @@ fn stay_or_leave(event: TcpEvent, sender: &mut Sender) {
         event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
     } else if sender.leaving != 0 {
         take_out(sender);
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        if sender.leaving == LEAVING_FOR_A_WHILE {
+            sender.back = now_ms().wrapping_add(AWHILE).max(1);
+            sender.missed = 0;
+            sender.looks = 0;
+            sender.leaving = 0;
+        } else {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        }
     }
+}
+
+/// Milliseconds since the node started, the lower 32 bits.
+#[inline(always)]
+fn now_ms() -> u32 {
+    // SAFETY: reads the clock. The coarse one is not for iterators.
+    let nanoseconds = unsafe { bpf_ktime_get_ns() };
+    (nanoseconds / 1_000_000) as u32
+}
+
+/// Whether it has left the map and may not come back yet.
+#[inline(always)]
+fn is_away(sender: &Sender) -> bool {
+    sender.back != 0 && sender.back.wrapping_sub(now_ms()).cast_signed() > 0
 }
 
 /// Lets the other end find this one.
@@ -257,13 +300,10 @@ fn take_out(sender: &mut Sender) {
 /// Whether the socket's file is in non-blocking mode. `false` when it has no
 /// file, as before accept().
 #[inline(always)]
-pub fn is_nonblocking(socket: Socket) -> bool {
-    let at = offsets();
-    Address::of(socket)
-        .and_then(|sock| sock.follow(at.sock_socket))
+pub fn is_nonblocking(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.follow(at.sock_socket)
         .and_then(|socket| socket.follow(at.socket_file))
-        .and_then(|file| file.field::<u32>(at.file_flags))
-        .is_some_and(|flags| flags & NONBLOCK != 0)
+        .is_some_and(|file| file.word(at.file_flags) & NONBLOCK != 0)
 }
 
 /// The agent's iterator has come to an open file.
@@ -276,15 +316,19 @@ pub fn visited(visit: FileVisit) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 {
+    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 || is_away(sender) {
         return;
     }
-    let (Some(end), Some(address)) = (ENDS.get_ptr_mut(sender.key), Address::of(socket)) else {
+    let (Some(tcp), Some(address)) = (socket.tcp(), Address::of(socket)) else {
+        return;
+    };
+    let Some(end) = ENDS.get_ptr_mut(sender.key) else {
         return;
     };
     // SAFETY: an element of the map, of which this word is only set.
     let wanted = unsafe { (*end).wanted } != 0;
-    if !wanted || !is_nonblocking(socket) || !is_plain(address, &at) {
+    let is_plain = !is_layered(tcp, &at) && !has_zerocopy(tcp, &at);
+    if !wanted || !is_nonblocking(tcp, &at) || !is_plain {
         return;
     }
     // SAFETY: as above. The same that is there, but for connections that the agent
@@ -329,17 +373,16 @@ pub fn is_receiver(flags: u32, sender: u32) -> bool {
         && SPLICE_MODE.load() != SpliceMode::All as u32
 }
 
-/// Whether nothing is on top of TCP, and no send without a copy may be asked for.
+/// Whether a protocol is on top of TCP.
 #[inline(always)]
-fn is_plain(sock: Address, at: &SpliceOffsets) -> bool {
-    sock.field::<u64>(at.icsk_ulp) == Some(0) && !has_zerocopy(sock, at)
+pub fn is_layered(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.long(at.icsk_ulp) != 0
 }
 
 /// Whether the socket has SO_ZEROCOPY, without which MSG_ZEROCOPY means nothing.
 #[inline(always)]
-pub fn has_zerocopy(sock: Address, at: &SpliceOffsets) -> bool {
-    sock.field::<u64>(at.sock_flags)
-        .is_none_or(|flags| flags >> (at.zerocopy_bit & 63) & 1 != 0)
+pub fn has_zerocopy(tcp: Structure, at: &SpliceOffsets) -> bool {
+    tcp.long(at.sock_flags) >> (at.zerocopy_bit & 63) & 1 != 0
 }
 
 /// A map of sockets, for helpers.
