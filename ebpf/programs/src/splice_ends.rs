@@ -28,6 +28,7 @@ use crate::{
     kernel::{self, Address},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
+    splice::has_unread,
 };
 
 /// Where the running kernel keeps what is read here. Set by the agent when it
@@ -140,7 +141,7 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
         return;
     };
     if sender.member != 0 {
-        stay_or_leave(event, sender);
+        stay_or_leave(event, socket, sender);
         return;
     }
     if sender.looks >= PATIENCE || sender.leaving != 0 {
@@ -185,11 +186,12 @@ fn may_join(sender: &Sender) -> bool {
 /// A socket that is spliced heard of an acknowledgement: something of it went by
 /// TCP.
 #[inline(always)]
-fn stay_or_leave(event: TcpEvent, sender: &mut Sender) {
+fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
     if sender.flags & END_PROXY != 0 {
         // It stays to its end: what was given to it would be lost with its place.
         event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
-    } else if sender.leaving != 0 {
+    } else if sender.leaving != 0 && !has_unread(socket) {
+        // In the mode `all` it may have been given something, too.
         take_out(sender);
         if sender.leaving == LEAVING_FOR_A_WHILE {
             sender.back = now_ms().wrapping_add(AWHILE).max(1);
