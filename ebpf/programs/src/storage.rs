@@ -83,22 +83,36 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     /// The value of `socket`, made from `first` when it has none. `None` when
     /// there is no memory for it.
     #[inline(always)]
+    pub fn get_or_insert(&self, socket: Socket, mut first: T) -> Option<&mut T> {
+        // SAFETY: the value is there while this runs.
+        unsafe { self.get_or_copy(socket, &raw mut first) }
+    }
+
+    /// The value of `socket`; where it has none, one of zeros. `None` when there is no
+    /// memory for it. Takes nothing of the stack, which a large value would fill.
+    #[inline(always)]
+    pub fn get_or_zeros(&self, socket: Socket) -> Option<&mut T> {
+        // SAFETY: without a value the kernel makes one of zeros, which integers may be.
+        unsafe { self.get_or_copy(socket, ptr::null_mut()) }
+    }
+
+    /// The value of `socket`, copied from `first` when it has none.
+    ///
+    /// # Safety
+    ///
+    /// There is a value at `first`, or it is null.
+    #[inline(always)]
     #[expect(
         clippy::mut_from_ref,
         reason = "the value belongs to the kernel, not to this definition"
     )]
-    pub fn get_or_insert(&self, socket: Socket, mut first: T) -> Option<&mut T> {
+    unsafe fn get_or_copy(&self, socket: Socket, first: *mut T) -> Option<&mut T> {
         let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
         // SAFETY: as for `get_mut`; `first` is read only while the helper runs.
         unsafe {
-            bpf_sk_storage_get(
-                self.map(),
-                socket.as_ptr(),
-                ptr::from_mut(&mut first).cast(),
-                flags,
-            )
-            .cast::<T>()
-            .as_mut()
+            bpf_sk_storage_get(self.map(), socket.as_ptr(), first.cast(), flags)
+                .cast::<T>()
+                .as_mut()
         }
     }
 

@@ -1,15 +1,18 @@
-//! Virtual machines with other kernels: `cargo xtask vm-test`.
+//! Virtual machines with other kernels: `cargo xtask vm-test`, and what else is done in one.
 
 mod apt;
 mod cpio;
+pub(crate) mod dev;
 mod image;
 mod kernel;
 mod machine;
+mod session;
+pub(crate) mod verifier;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{self, ExitCode},
+    process::ExitCode,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -20,7 +23,8 @@ use anyhow::{Context as _, Result};
 use self::{
     image::Packed,
     kernel::{KERNELS, Kernel},
-    machine::{End, Machine},
+    machine::End,
+    session::Session,
 };
 use crate::{
     build, complain,
@@ -236,30 +240,19 @@ fn in_vm(
     limit: Duration,
     mut see: impl FnMut(&str),
 ) -> Result<Ran> {
-    let series = &kernel.series;
-    let name = format!("{series}-{}", process::id());
-    let image = directory()?.join(format!("{name}.cpio"));
-    let console = directory()?.join(format!("{name}.console"));
     let start = Instant::now();
     let mut counted = None;
-    let machine = Machine {
-        kernel,
-        image: &image,
-    };
-    let end = image::write(&image, kernel, files, run).and_then(|()| {
-        machine.run(&console, limit, |line| {
-            see(line);
-            counted = Tally::from_line(line).or(counted);
-        })
-    });
-    // Hundreds of megabytes, whatever happened.
-    let removed = fs::remove_file(&image);
-    let complaint = complaint(end?, counted, limit);
-    removed.with_context(|| format!("removing {}", image.display()))?;
-    let complaint = match complaint {
-        Some(complaint) => Some(format!("{complaint}; its console: {}", console.display())),
+    let session = Session::run(&kernel.series, kernel, files, run, limit, |line| {
+        see(line);
+        counted = Tally::from_line(line).or(counted);
+    })?;
+    let complaint = match complaint(session.end, counted, limit) {
+        Some(complaint) => Some(format!(
+            "{complaint}; its console: {}",
+            session.console().display()
+        )),
         None => {
-            fs::remove_file(&console).with_context(|| format!("removing {}", console.display()))?;
+            session.forget()?;
             None
         }
     };
