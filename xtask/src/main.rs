@@ -4,6 +4,7 @@
 //! [`exec::Step`], so that a failure says what was being done, with which
 //! command, and what to do about it.
 
+mod apt;
 mod bench;
 mod build;
 mod chart;

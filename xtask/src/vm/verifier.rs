@@ -23,7 +23,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     /// The kernel: host for this machine's, 6.1, 6.12, 6.18, 7.2, several with commas between
-    /// them, or all
+    /// them, all, or ci: the oldest and the newest, and those that are in the cache already
     #[arg(long, value_name = "SERIES", default_value = "host", value_parser = kernels)]
     kernel: Kernels,
     /// How many VMs run side by side; each has two processors
@@ -103,7 +103,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(others) = others {
         let limit = Duration::from_secs(arguments.limit * 60);
-        let kernels = kernel::ready(&others.0)?;
+        let kernels = kernel::ready(&others.series()?)?;
         let in_vms = side_by_side(&kernels, arguments.jobs, |kernel| in_vm(kernel, limit));
         found.extend(in_vms.into_iter().collect::<Result<Vec<_>>>()?);
     }
@@ -362,7 +362,8 @@ mod tests {
     fn this_machine_is_one_of_the_kernels() {
         let chosen = |text| {
             let Kernels { host, others } = kernels(text).ok()?;
-            Some((host, others.map(|others| others.0.len())))
+            let series = others.map(|others| others.series().expect("they are named"));
+            Some((host, series.map(|series| series.len())))
         };
         assert_eq!(chosen("host"), Some((true, None)));
         assert_eq!(chosen("all"), Some((true, Some(4))));
