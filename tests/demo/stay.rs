@@ -75,10 +75,9 @@ if [[ $- == *i* ]]; then
 The agent runs, and both pods are enrolled. For example:
 
   shunt status
-  client curl -s http://$SERVER/            # as the application of the pod client
-  client curl -s http://$SERVICE/      # a service whose endpoint is its own pod
+  client curl -s http://$SERVER/     # as the application of the pod client
+  client curl -s http://$SERVICE/    # a service whose endpoint is its own pod
   client ss -tn
-  client iptables-save; server iptables-save
   shunt explain --help
 
 exit ends it."

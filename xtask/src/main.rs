@@ -70,7 +70,7 @@ enum Task {
     /// A virtual machine with a shell, the agent, and two pods with Envoy; needs root
     Vm(vm::dev::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
-    Demo,
+    Demo(demo::Arguments),
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
     Bench(bench::Arguments),
     /// The container image, as an OCI archive, without a container engine
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
         Task::VmTest(arguments) => vm::test(&arguments),
         Task::Verifier(arguments) => vm::verifier::command(&arguments),
         Task::Vm(arguments) => vm::dev::command(&arguments),
-        Task::Demo => demo::command().map(|never| match never {}),
+        Task::Demo(arguments) => demo::command(&arguments).map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
         Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Manifests => chart::command().map(|()| ExitCode::SUCCESS),
