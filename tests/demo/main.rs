@@ -2,7 +2,8 @@
 //! take between them: without an iptables rule, without connection tracking,
 //! without a packet rewritten.
 //!
-//! `cargo xtask demo` builds and runs it.
+//! `cargo xtask demo` builds and runs it. With `--stay` everything stays for as long as a
+//! shell runs that knows the pods: so it is used by `cargo xtask vm`.
 #![expect(
     unused_crate_dependencies,
     reason = "these are the dependencies of the harness"
@@ -10,9 +11,16 @@
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
 mod picture;
+mod stay;
 
-use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitCode, ExitStatus},
+};
 
+use clap::Parser;
 use shunt_tests::{
     Agent, MeshPod, Node, envoy,
     interrupt::Interrupt,
@@ -21,10 +29,22 @@ use shunt_tests::{
 
 use picture::Picture;
 
+/// What the demo takes.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Leave everything as it is until a shell ends
+    #[arg(long)]
+    stay: bool,
+    /// Run the commands in this file instead of a shell; the exit code is theirs
+    #[arg(long, value_name = "FILE", requires = "stay")]
+    run: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
+    let arguments = Arguments::parse();
     shunt_tests::require_root();
-    match run(&Interrupt::watch()) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(&arguments, &Interrupt::watch()) {
+        Ok(code) => code,
         Err(Stopped::Interrupted) => {
             println!("\nInterrupted: everything is cleaned up.");
             ExitCode::from(130)
@@ -67,7 +87,7 @@ impl Steps<'_> {
 
 /// Everything that is made here undoes itself when this returns, in whichever
 /// way.
-fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
+fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode, Stopped> {
     let mut steps = Steps {
         interrupt,
         number: 0,
@@ -117,9 +137,23 @@ fn run(interrupt: &Interrupt) -> Result<(), Stopped> {
         show_evidence(pod, before)?;
     }
     println!();
+    let mut code = ExitCode::SUCCESS;
+    if arguments.stay {
+        steps.next("Everything stays.")?;
+        let pods = [&client, &server];
+        let ended = stay::shell(&node, &agent, pods, arguments.run.as_deref())
+            .map_err(|error| format!("cannot start bash: {error}"))?;
+        code = exit_code(ended);
+    }
     steps.next("Done: the agent ends, and everything is taken away again.")?;
     drop(agent.stop());
-    Ok(())
+    Ok(code)
+}
+
+/// That of a process that has ended; one that a signal has ended is a failure.
+fn exit_code(ended: ExitStatus) -> ExitCode {
+    let code = ended.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Envoy's counters of connections that came to it to be passed on.

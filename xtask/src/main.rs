@@ -4,6 +4,7 @@
 //! [`exec::Step`], so that a failure says what was being done, with which
 //! command, and what to do about it.
 
+mod apt;
 mod bench;
 mod build;
 mod chart;
@@ -56,8 +57,20 @@ enum Task {
     Run(run::Arguments),
     /// The integration tests in virtual machines with other kernels; needs root
     VmTest(vm::Arguments),
+    /// What the BPF programs cost the verifier, here and on other kernels; needs root
+    ///
+    /// Loads every program as the agent does, for each mode of splicing, with decisions logged
+    /// and not, and prints for each the most that it took: instructions that the verifier
+    /// looked at (the limit is 1,000,000), states, and bytes of stack, of one function and of
+    /// functions that call each other (512), in the steps of 32 in which Linux before 6.8
+    /// counts. Fails when a program has more than half of a limit. Some programs have more
+    /// than half of the stack: each of those has a bound of its own, in
+    /// xtask/src/vm/verifier.rs.
+    Verifier(vm::verifier::Arguments),
+    /// A virtual machine with a shell, the agent, and two pods with Envoy; needs root
+    Vm(vm::dev::Arguments),
     /// Two pods with a real Envoy each, requests between them, and the evidence; needs root
-    Demo,
+    Demo(demo::Arguments),
     /// What redirection costs, beside iptables and without; writes docs/benchmarks.md; needs root
     Bench(bench::Arguments),
     /// The container image, as an OCI archive, without a container engine
@@ -78,7 +91,9 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::command(&arguments),
         Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
         Task::VmTest(arguments) => vm::test(&arguments),
-        Task::Demo => demo::command().map(|never| match never {}),
+        Task::Verifier(arguments) => vm::verifier::command(&arguments),
+        Task::Vm(arguments) => vm::dev::command(&arguments),
+        Task::Demo(arguments) => demo::command(&arguments).map(|never| match never {}),
         Task::Bench(arguments) => bench::command(&arguments).map(|never| match never {}),
         Task::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Manifests => chart::command().map(|()| ExitCode::SUCCESS),

@@ -28,7 +28,7 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// None yet.
+    /// None yet: zeros, as the kernel makes a socket's storage.
     pub const NONE: Self = Self {
         asked_at: 0,
         asked: 0,

@@ -1,7 +1,7 @@
 //! DNS over UDP sockets that are not connected: questions go to the proxy, and
 //! answers seem to come from the server that was asked.
 
-use shunt_abi::{Endpoint, ErrorCode, PodSettings, Questions};
+use shunt_abi::{Endpoint, ErrorCode, PodSettings};
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
@@ -44,7 +44,7 @@ pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
 #[inline(always)]
 fn remember(call: AddressCall, server: Endpoint) -> bool {
     let socket = call.socket().socket();
-    match QUESTIONS.get_or_insert(socket, Questions::NONE) {
+    match QUESTIONS.get_or_zeros(socket) {
         Some(questions) => {
             questions.ask(server, kernel::now());
             true

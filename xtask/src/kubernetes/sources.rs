@@ -1,15 +1,14 @@
-//! Debian's source package, by apt with lists of its own: nothing of the machine's
-//! apt is changed.
+//! Debian's source package of Kubernetes.
 
 use std::{
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use super::VERSION;
-use crate::exec::Step;
+use crate::{apt::Apt, exec::Step};
 
 /// Where apt has the machine's sources.
 const SOURCES: &str = "/etc/apt";
@@ -17,20 +16,13 @@ const SOURCES: &str = "/etc/apt";
 /// Downloads and unpacks the source package below `staging`; gives back its
 /// directory.
 pub(super) fn fetch(staging: &Path) -> Result<PathBuf> {
-    let apt = Apt::new(staging)?;
+    let apt = Apt::new(staging.join("apt"), &of_this_machine())?;
     // A third party's source may have no source packages: what matters is whether
     // Kubernetes is found.
-    let updated = apt
-        .step("fetching Debian's lists of source packages")
-        .arg("update")
-        .run();
+    let updated = apt.update("Debian's lists of source packages");
     let downloads = staging.join("package");
     fs::create_dir(&downloads).with_context(|| format!("making {}", downloads.display()))?;
-    apt.step("downloading the source package kubernetes")
-        .args(["source", "--download-only", "kubernetes"])
-        .dir(&downloads)
-        .remedy("See that the apt sources have Debian 12 (bookworm), main.")
-        .run()
+    apt.download_source("kubernetes", &downloads)
         .or_else(|error| updated.and(Err(error)))?;
     let description = description(&downloads)?;
     let source = staging.join("kubernetes");
@@ -68,66 +60,24 @@ fn is_known(name: &str) -> bool {
     upstream == VERSION || upstream.ends_with(&format!("really{VERSION}"))
 }
 
-/// apt with sources, lists and downloads below a directory.
-struct Apt {
-    directory: PathBuf,
-}
-
-impl Apt {
-    fn new(staging: &Path) -> Result<Self> {
-        let directory = staging.join("apt");
-        for part in ["sources", "lists/partial", "cache/archives/partial"] {
-            let part = directory.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("making {}", part.display()))?;
-        }
-        let apt = Self { directory };
-        apt.write_sources()?;
-        Ok(apt)
-    }
-
-    /// The machine's sources, of source packages instead of binary ones.
-    fn write_sources(&self) -> Result<()> {
-        let mut files = vec![Path::new(SOURCES).join("sources.list")];
-        let parts = Path::new(SOURCES).join("sources.list.d");
-        files.extend(
-            fs::read_dir(parts)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path()),
-        );
-        for file in files {
-            let Some(name) = file.file_name() else {
-                continue;
+/// The machine's sources, of source packages instead of binary ones: files and their texts.
+fn of_this_machine() -> Vec<(String, String)> {
+    let parts = fs::read_dir(Path::new(SOURCES).join("sources.list.d"));
+    let parts = parts.into_iter().flatten().flatten();
+    let files = parts.map(|entry| entry.path());
+    // sources.list may be absent, and apt reads no other names.
+    iter::once(Path::new(SOURCES).join("sources.list"))
+        .chain(files)
+        .filter_map(|file| {
+            let of_sources = match file.extension()?.to_str()? {
+                "list" => of_sources_in_lines,
+                "sources" => of_sources_in_stanzas,
+                _ => return None,
             };
-            let of_sources = match file.extension().and_then(|extension| extension.to_str()) {
-                Some("list") => of_sources_in_lines,
-                Some("sources") => of_sources_in_stanzas,
-                // apt reads no others.
-                Some(_) | None => continue,
-            };
-            // sources.list may be absent.
-            if let Ok(text) = fs::read_to_string(&file) {
-                let to = self.directory.join("sources").join(name);
-                fs::write(&to, of_sources(&text))
-                    .with_context(|| format!("writing {}", to.display()))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn step(&self, purpose: &str) -> Step {
-        let set =
-            |name: &str, place: &str| format!("{name}={}", self.directory.join(place).display());
-        Step::new("apt-get", purpose)
-            .arg("--quiet")
-            .args(["-o", "Dir::Etc::SourceList=/dev/null"])
-            .args(["-o", &set("Dir::Etc::SourceParts", "sources")])
-            .args(["-o", &set("Dir::State::Lists", "lists")])
-            .args(["-o", &set("Dir::Cache", "cache")])
-            // Its unprivileged user may not enter every directory.
-            .args(["-o", "APT::Sandbox::User=root"])
-    }
+            let name = file.file_name()?.to_str()?.to_owned();
+            Some((name, of_sources(&fs::read_to_string(&file).ok()?)))
+        })
+        .collect()
 }
 
 /// `deb …` becomes `deb-src …`, in the format of one line each.

@@ -62,6 +62,8 @@ const FILES: &[&str] = &[
 
 /// Where the tests expect the agent, in a VM.
 pub(super) const AGENT: &str = "/usr/local/bin/shunt";
+/// Where they expect the one with another layout of maps.
+pub(super) const OTHER_AGENT: &str = "/usr/local/bin/shunt-other";
 /// Where they expect Envoy.
 pub(super) const ENVOY: &str = "/usr/local/bin/envoy";
 /// The integration tests.

@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::apt::Apt;
-use crate::{exec::Step, paths, say};
+use super::mirror;
+use crate::{apt::Apt, exec::Step, paths, say};
 
 /// The kernels that the tests run on, the oldest first. Debian has each of them in
-/// one of the suites of [`Apt`], as cloud images, which are small.
+/// one of the suites of [`mirror`], as cloud images, which are small.
 pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
 
 /// How their packages' names end.
@@ -64,16 +64,38 @@ fn only_entry(dir: &Path) -> Result<PathBuf> {
     Ok(entry.path())
 }
 
+/// Where the kernels are kept, a directory for each series.
+fn cache() -> Result<PathBuf> {
+    Ok(paths::cache()?.join("kernels"))
+}
+
+/// Those that a change is tried on: the oldest and the newest in any case, and each that
+/// is there already.
+pub(crate) fn in_ci() -> Result<Vec<&'static str>> {
+    let cache = cache()?;
+    Ok(chosen_for_ci(|series| cache.join(series).is_dir()))
+}
+
+fn chosen_for_ci(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let ends = [KERNELS.first(), KERNELS.last()];
+    let wanted = |series: &&&str| ends.contains(&Some(*series)) || is_there(series);
+    KERNELS.iter().filter(wanted).copied().collect()
+}
+
 /// These kernels, downloaded if they are not in the cache.
 pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
-    let cache = paths::cache()?.join("kernels");
+    let cache = cache()?;
     let missing: Vec<_> = series
         .iter()
         .filter(|series| !cache.join(series).is_dir())
         .collect();
     if !missing.is_empty() {
         fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-        let apt = Apt::open(cache.join(format!("apt-{}", process::id())))?;
+        let apt = Apt::new(
+            cache.join(format!("apt-{}", process::id())),
+            &[mirror::sources()?],
+        )?;
+        apt.update("the package lists of Debian's kernels")?;
         for series in missing {
             fetch(&apt, series, &cache)?;
         }
@@ -202,6 +224,16 @@ fn numbers(version: &str) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_is_tried_on_both_ends_and_on_what_is_there() {
+        assert_eq!(chosen_for_ci(|_| false), ["6.1", "7.2"]);
+        assert_eq!(
+            chosen_for_ci(|series| series == "6.18"),
+            ["6.1", "6.18", "7.2"]
+        );
+        assert_eq!(chosen_for_ci(|_| true), KERNELS);
+    }
 
     #[test]
     fn the_newest_of_a_series_is_taken() {

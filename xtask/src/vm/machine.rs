@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,11 @@ const PROGRAM: &str = "qemu-system-x86_64";
 
 /// What the kernel is told: where its console is, to end when it panics, and not to
 /// check an emulated timer, which is too late on a busy machine.
-const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check loglevel=6";
+const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check";
+
+/// What it says of itself: to a file more than to somebody at a terminal.
+const LOUD: &str = "loglevel=6";
+const QUIET: &str = "quiet";
 
 /// Memory, in MiB: the file system is in it twice while it is unpacked.
 const MEMORY: &str = "3072";
@@ -51,16 +55,8 @@ impl Machine<'_> {
         limit: Duration,
         mut see: impl FnMut(&str),
     ) -> Result<End> {
-        let mut child = Command::new(PROGRAM)
-            .args(["-nodefaults", "-no-reboot", "-display", "none"])
-            .args(["-smp", "2", "-m", MEMORY])
-            .args(acceleration())
-            .arg("-kernel")
-            .arg(&self.kernel.image)
-            .arg("-initrd")
-            .arg(self.image)
-            .args(["-append", PARAMETERS])
-            .args(["-serial", &format!("file:{}", console.display())])
+        let mut child = self
+            .command(LOUD, &format!("file:{}", console.display()))
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -75,6 +71,31 @@ impl Machine<'_> {
         let over = timer.is_over();
         drop(guard);
         Ok(if over { End::TimeLimit } else { End::Itself })
+    }
+
+    /// Runs it to its end, with this terminal as its console. Ctrl-C is for who is in
+    /// there; Ctrl-A X ends it.
+    pub(super) fn attached(&self) -> Result<ExitStatus> {
+        self.command(QUIET, "mon:stdio")
+            .status()
+            .with_context(|| format!("cannot start {PROGRAM}"))
+    }
+
+    /// The command that starts it; its first serial line, which is its console, goes to
+    /// `console`.
+    fn command(&self, loudness: &str, console: &str) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .args(["-smp", "2", "-m", MEMORY])
+            .args(acceleration())
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.image)
+            .args(["-append", &format!("{PARAMETERS} {loudness}")])
+            .args(["-serial", console]);
+        command
     }
 }
 

@@ -1,26 +1,31 @@
-//! Virtual machines with other kernels: `cargo xtask vm-test`.
+//! Virtual machines with other kernels: `cargo xtask vm-test`, and what else is done in one.
 
-mod apt;
+mod core_set;
 mod cpio;
+pub(crate) mod dev;
 mod image;
 mod kernel;
 mod machine;
+mod mirror;
+mod session;
+pub(crate) mod verifier;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{self, ExitCode},
+    process::ExitCode,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use self::{
     image::Packed,
     kernel::{KERNELS, Kernel},
-    machine::{End, Machine},
+    machine::End,
+    session::Session,
 };
 use crate::{
     build, complain,
@@ -33,7 +38,8 @@ use crate::{
 /// What `cargo xtask vm-test` takes.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The kernel: 6.1, 6.12, 6.18, 7.2, or all of them
+    /// The kernel: 6.1, 6.12, 6.18, 7.2, several with commas between them, all, or ci: the
+    /// oldest and the newest, and those that are in the cache already
     #[arg(long, value_name = "SERIES", default_value = "all", value_parser = which)]
     kernel: Which,
     /// How many VMs run side by side; each has two processors
@@ -42,32 +48,59 @@ pub(crate) struct Arguments {
     /// How long a VM may take, in minutes
     #[arg(long, value_name = "MINUTES", default_value_t = 60)]
     limit: u64,
+    /// Run the core set: the tests that tell most about a kernel, in minutes
+    #[arg(long, conflicts_with = "filter")]
+    core: bool,
     /// Run only the tests whose name contains one of these; else all but those with real
     /// programs, which a VM does not have
     filter: Vec<String>,
 }
 
+impl Arguments {
+    fn selection(&self) -> Selection {
+        if self.core {
+            Selection::named(core_set::TESTS)
+        } else if self.filter.is_empty() {
+            Selection::All
+        } else {
+            Selection::named(&self.filter)
+        }
+    }
+}
+
 /// The kernels that are asked for.
-#[derive(Clone, Debug)]
-struct Which(Vec<&'static str>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Which {
+    Named(Vec<&'static str>),
+    /// Those of [`kernel::in_ci`].
+    Ci,
+}
+
+impl Which {
+    fn series(&self) -> Result<Vec<&'static str>> {
+        match self {
+            Self::Named(series) => Ok(series.clone()),
+            Self::Ci => kernel::in_ci(),
+        }
+    }
+}
 
 fn which(text: &str) -> Result<Which, String> {
-    if text == "all" {
-        return Ok(Which(KERNELS.to_vec()));
+    match text {
+        "all" => return Ok(Which::Named(KERNELS.to_vec())),
+        "ci" => return Ok(Which::Ci),
+        _ => {}
     }
     text.split(',')
         .map(|wanted| {
             let known = KERNELS.iter().find(|known| **known == wanted);
-            known
-                .copied()
-                .ok_or_else(|| format!("there is {}, and all; not {wanted}", KERNELS.join(", ")))
+            known.copied().ok_or_else(|| {
+                format!("there is {}, all, and ci; not {wanted}", KERNELS.join(", "))
+            })
         })
         .collect::<Result<_, _>>()
-        .map(Which)
+        .map(Which::Named)
 }
-
-/// The tests with real programs.
-const WITHOUT: &str = "programs::";
 
 pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     paths::require_root(
@@ -75,17 +108,23 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         "the test VMs need root because what they pack may be readable by root alone",
     )?;
     setup::ensure(&[Use::Build, Use::Tests, Use::Vm])?;
-    build::agent()?;
-    let files = [
-        packed(paths::release("shunt"), image::AGENT),
-        packed(stripped(&integration_tests()?)?, image::TESTS),
-        packed(setup::envoy()?, image::ENVOY),
-    ];
-    let kernels = kernel::ready(&arguments.kernel.0)?;
-    let run = script(&arguments.filter);
+    let tests = integration_tests()?;
+    let selection = arguments.selection();
+    let chosen = selection.of(listed(&tests)?)?;
+    let (mut files, variables) = programs(&chosen, arguments.core)?;
+    files.push(packed(stripped(&tests)?, image::TESTS));
+    let series = arguments.kernel.series()?;
+    let kernels = kernel::ready(&series)?;
+    say(format!(
+        "{} tests on Linux {}, {} at a time",
+        chosen.len(),
+        series.join(", "),
+        arguments.jobs
+    ));
+    let run = script(&variables, &selection);
     let limit = Duration::from_secs(arguments.limit * 60);
     let results = side_by_side(&kernels, arguments.jobs, |kernel| {
-        in_vm(kernel, &files, &run, limit, |line| {
+        in_vm(kernel, &files, &run, (chosen.len() as u64, limit), |line| {
             say(format!("[{}] {line}", kernel.series));
         })
     });
@@ -115,6 +154,31 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// A variable of the tests, and the file that it names.
+type Variable = (&'static str, &'static str);
+
+/// The tests that need an agent with another layout of maps, which takes as long to build
+/// as the agent.
+const WITH_OTHER_AGENT: &str = "another_layout";
+
+/// The programs that these tests start, and the variables that say where they are. The core
+/// set has no Envoy: what is not packed is not unpacked.
+fn programs(tests: &[String], core: bool) -> Result<(Vec<Packed>, Vec<Variable>)> {
+    let mut programs = vec![("SHUNT_BIN", paths::release("shunt"), image::AGENT)];
+    if tests.iter().any(|name| name.contains(WITH_OTHER_AGENT)) {
+        build::other_agent()?;
+        programs.push(("SHUNT_OTHER_BIN", paths::other_agent(), image::OTHER_AGENT));
+    }
+    if !core {
+        programs.push((setup::ENVOY_VARIABLE, setup::envoy()?, image::ENVOY));
+    }
+    build::agent()?;
+    Ok(programs
+        .into_iter()
+        .map(|(variable, from, to)| (packed(from, to), (variable, to)))
+        .unzip())
 }
 
 fn packed(from: PathBuf, to: &str) -> Packed {
@@ -169,22 +233,74 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// The names of the integration tests.
+fn listed(tests: &Path) -> Result<Vec<String>> {
+    let list = Step::new(tests, "listing the integration tests")
+        .args(["--list", "--format", "terse"])
+        .output()?;
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// The tests with real programs.
+const WITHOUT: &str = "programs::";
+
+/// Which tests run.
+#[derive(Clone, Debug)]
+enum Selection {
+    /// All but those of [`WITHOUT`].
+    All,
+    /// Those whose name contains one of these words.
+    Named(Vec<String>),
+}
+
+impl Selection {
+    fn named(words: &[impl AsRef<str>]) -> Self {
+        Self::Named(words.iter().map(|word| word.as_ref().to_owned()).collect())
+    }
+
+    /// Those of the tests with these names that it selects; an error if a word of it is in
+    /// none of them.
+    fn of(&self, mut names: Vec<String>) -> Result<Vec<String>> {
+        let Self::Named(words) = self else {
+            names.retain(|name| !name.contains(WITHOUT));
+            return Ok(names);
+        };
+        for word in words {
+            ensure!(
+                names.iter().any(|name| name.contains(word)),
+                "no test has a name that contains {word}; `cargo test -p shunt-tests --test \
+                 integration -- --list` shows them all"
+            );
+        }
+        names.retain(|name| words.iter().any(|word| name.contains(word)));
+        Ok(names)
+    }
+
+    /// As arguments of the test runner, in a script.
+    fn arguments(&self) -> String {
+        match self {
+            Self::All => format!("--skip {WITHOUT}"),
+            Self::Named(words) => words
+                .iter()
+                .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+                .collect::<Vec<_>>()
+                .join(" "),
+        }
+    }
+}
+
 /// What a VM does: the tests, as on this machine.
-fn script(filter: &[String]) -> String {
-    let selection = if filter.is_empty() {
-        format!("--skip {WITHOUT}")
-    } else {
-        filter
-            .iter()
-            .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+fn script(variables: &[Variable], selection: &Selection) -> String {
+    let set: Vec<_> = variables
+        .iter()
+        .map(|(name, path)| format!("{name}={path}"))
+        .collect();
     format!(
-        "export SHUNT_BIN={} SHUNT_ENVOY={}\n{} {selection} >/dev/ttyS1 2>&1 </dev/null\n",
-        image::AGENT,
-        image::ENVOY,
-        image::TESTS
+        "export {}\n{} {} >/dev/ttyS1 2>&1 </dev/null\n",
+        set.join(" "),
+        image::TESTS,
+        selection.arguments()
     )
 }
 
@@ -229,37 +345,27 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Runs `run` in a VM and counts what the tests there say; hands every line to `see`.
+/// `expected` is how many tests there have to be.
 fn in_vm(
     kernel: &Kernel,
     files: &[Packed],
     run: &str,
-    limit: Duration,
+    (expected, limit): (u64, Duration),
     mut see: impl FnMut(&str),
 ) -> Result<Ran> {
-    let series = &kernel.series;
-    let name = format!("{series}-{}", process::id());
-    let image = directory()?.join(format!("{name}.cpio"));
-    let console = directory()?.join(format!("{name}.console"));
     let start = Instant::now();
     let mut counted = None;
-    let machine = Machine {
-        kernel,
-        image: &image,
-    };
-    let end = image::write(&image, kernel, files, run).and_then(|()| {
-        machine.run(&console, limit, |line| {
-            see(line);
-            counted = Tally::from_line(line).or(counted);
-        })
-    });
-    // Hundreds of megabytes, whatever happened.
-    let removed = fs::remove_file(&image);
-    let complaint = complaint(end?, counted, limit);
-    removed.with_context(|| format!("removing {}", image.display()))?;
-    let complaint = match complaint {
-        Some(complaint) => Some(format!("{complaint}; its console: {}", console.display())),
+    let session = Session::run(&kernel.series, kernel, files, run, limit, |line| {
+        see(line);
+        counted = Tally::from_line(line).or(counted);
+    })?;
+    let complaint = match complaint(session.end, counted, (expected, limit)) {
+        Some(complaint) => Some(format!(
+            "{complaint}; its console: {}",
+            session.console().display()
+        )),
         None => {
-            fs::remove_file(&console).with_context(|| format!("removing {}", console.display()))?;
+            session.forget()?;
             None
         }
     };
@@ -271,8 +377,12 @@ fn in_vm(
 }
 
 /// Why a VM that ended like this and whose tests counted that is no success: only
-/// what the tests say is one.
-fn complaint(end: End, counted: Option<Tally>, limit: Duration) -> Option<String> {
+/// what the tests say is one, and only if it was said of all of them.
+fn complaint(
+    end: End,
+    counted: Option<Tally>,
+    (expected, limit): (u64, Duration),
+) -> Option<String> {
     match (counted, end) {
         (None, End::TimeLimit) => Some(format!(
             "it was not done after {} minutes",
@@ -281,8 +391,8 @@ fn complaint(end: End, counted: Option<Tally>, limit: Duration) -> Option<String
         (None, End::Itself) => Some("it ended before the tests did".to_owned()),
         (Some(tally), _) if tally.failed > 0 => Some(format!("{} failed", tally.failed)),
         (Some(tally), _) if tally.ignored > 0 => Some(format!("{} ignored", tally.ignored)),
-        (Some(tally), _) if tally.passed == 0 => {
-            Some("no test has a name that contains the filter".to_owned())
+        (Some(tally), _) if tally.passed != expected => {
+            Some(format!("{} ran of {expected}", tally.passed))
         }
         (Some(_), _) => None,
     }
@@ -294,37 +404,52 @@ mod tests {
 
     #[test]
     fn only_what_the_tests_say_is_a_success() {
-        let limit = Duration::from_secs(60);
+        let asked = (3, Duration::from_secs(60));
         let tally = |passed, failed, ignored| Tally {
             passed,
             failed,
             ignored,
             ..Tally::default()
         };
-        assert_eq!(complaint(End::Itself, Some(tally(3, 0, 0)), limit), None);
+        assert_eq!(complaint(End::Itself, Some(tally(3, 0, 0)), asked), None);
         for (end, counted) in [
             (End::Itself, None),
             (End::TimeLimit, None),
-            (End::Itself, Some(tally(3, 1, 0))),
+            (End::Itself, Some(tally(2, 1, 0))),
             (End::Itself, Some(tally(3, 0, 1))),
+            (End::Itself, Some(tally(2, 0, 0))),
             (End::Itself, Some(tally(0, 0, 0))),
         ] {
-            assert!(complaint(end, counted, limit).is_some(), "{counted:?}");
+            assert!(complaint(end, counted, asked).is_some(), "{counted:?}");
         }
     }
 
     #[test]
     fn kernels_are_chosen_by_their_series() {
-        let chosen = |text| which(text).ok().map(|which| which.0);
-        assert_eq!(chosen("all"), Some(KERNELS.to_vec()));
-        assert_eq!(chosen("6.1,7.2"), Some(vec!["6.1", "7.2"]));
+        let chosen = |text| which(text).ok();
+        assert_eq!(chosen("all"), Some(Which::Named(KERNELS.to_vec())));
+        assert_eq!(chosen("6.1,7.2"), Some(Which::Named(vec!["6.1", "7.2"])));
+        assert_eq!(chosen("ci"), Some(Which::Ci));
         assert_eq!(chosen("5.15"), None);
     }
 
     #[test]
     fn a_filter_is_one_word_for_the_shell() {
-        assert!(script(&[]).contains(" --skip programs:: "));
-        let filters = ["check::".to_owned(), "it's".to_owned()];
-        assert!(script(&filters).contains(r" 'check::' 'it'\''s' >"));
+        assert_eq!(Selection::All.arguments(), "--skip programs::");
+        let filters = Selection::named(&["check::", "it's"]);
+        assert_eq!(filters.arguments(), r"'check::' 'it'\''s'");
+        let script = script(&[("A", "/a"), ("B", "/b")], &filters);
+        assert!(script.starts_with("export A=/a B=/b\n"), "{script}");
+    }
+
+    #[test]
+    fn a_word_that_selects_nothing_is_an_error() {
+        let names = ["check::a", "check::b", "programs::c"].map(str::to_owned);
+        let of = |selection: &Selection| selection.of(names.to_vec()).ok();
+        let count = |words: &[&str]| of(&Selection::named(words)).map(|names| names.len());
+        assert_eq!(of(&Selection::All), Some(names[..2].to_vec()));
+        assert_eq!(count(&["check::", "a"]), Some(3));
+        assert_eq!(count(&["check::b"]), Some(1));
+        assert_eq!(count(&["check::", "no such"]), None);
     }
 }

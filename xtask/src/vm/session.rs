@@ -1,0 +1,77 @@
+//! One run of a virtual machine: packed, started, and put away.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    directory,
+    image::{self, Packed},
+    kernel::Kernel,
+    machine::{End, Machine},
+};
+
+/// A VM that has ended. What it wrote to its console is kept, for whoever has to find out
+/// what went wrong.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) end: End,
+    console: PathBuf,
+}
+
+impl Session {
+    /// Runs the script `run` in a VM with `kernel` and these files, at most for `limit`;
+    /// hands every line that the script writes to its second serial line to `see`. `name`
+    /// tells it from others that run at the same time.
+    pub(super) fn run(
+        name: &str,
+        kernel: &Kernel,
+        files: &[Packed],
+        run: &str,
+        limit: Duration,
+        see: impl FnMut(&str),
+    ) -> Result<Self> {
+        let console = directory()?.join(format!("{name}-{}.console", process::id()));
+        let end = with_image(name, kernel, files, run, |machine| {
+            machine.run(&console, limit, see)
+        })?;
+        Ok(Self { end, console })
+    }
+
+    /// The file with what it wrote to its console.
+    pub(super) fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// All went well.
+    pub(super) fn forget(self) -> Result<()> {
+        fs::remove_file(&self.console)
+            .with_context(|| format!("removing {}", self.console.display()))
+    }
+}
+
+/// Packs the file system of a VM for as long as `work` needs it.
+pub(super) fn with_image<T>(
+    name: &str,
+    kernel: &Kernel,
+    files: &[Packed],
+    run: &str,
+    work: impl FnOnce(&Machine<'_>) -> Result<T>,
+) -> Result<T> {
+    let image = directory()?.join(format!("{name}-{}.cpio", process::id()));
+    let machine = Machine {
+        kernel,
+        image: &image,
+    };
+    let worked = image::write(&image, kernel, files, run).and_then(|()| work(&machine));
+    // Hundreds of megabytes, whatever happened.
+    let removed = fs::remove_file(&image).with_context(|| format!("removing {}", image.display()));
+    let done = worked?;
+    removed?;
+    Ok(done)
+}
