@@ -15,7 +15,7 @@ pub(super) const TESTS: &[&str] = &[
     "check::the_programs_of_others_are_named",
     // Listeners that come and go, before and after the agent; settings that change; an
     // agent that ends.
-    "lifecycle::a_listener_that_is_closed_leaves_the_others",
+    "lifecycle::a_listener_that_is_closed_leaves_the_others_of_its_group",
     "lifecycle::a_proxy_that_restarts_is_followed",
     "lifecycle::enrolling_again_replaces_the_settings",
     "lifecycle::an_agent_that_ends_takes_everything_with_it",
