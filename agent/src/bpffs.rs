@@ -99,6 +99,14 @@ impl PinDir {
                 )
             })?;
             dir.mounted = at == path;
+            if takes_over && !is_the_nodes(&at) {
+                tracing::warn!(
+                    path = %at.display(),
+                    "the bpffs was mounted in this container alone: what is pinned there ends with \
+                     it, and so does redirection; mount one on the node (mount -t bpf bpf \
+                     /sys/fs/bpf), or install the chart with privileged=true"
+                );
+            }
             fs::create_dir_all(path)
                 .with_context(|| format!("cannot make {} on the bpffs", path.display()))?;
         }
@@ -328,16 +336,27 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Whether the mount at `path` is one of the first process' too, which outlives this one.
+/// Where that cannot be told nothing is said: without the node's processes it is not the
+/// node's agent.
+fn is_the_nodes(path: &Path) -> bool {
+    fs::read_to_string("/proc/1/mounts").map_or(true, |mounts| is_mounted(&mounts, path))
+}
+
+/// Whether a text like /proc/mounts has a mount of shunt's at `path`.
+fn is_mounted(mounts: &str, path: &Path) -> bool {
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ');
+        (fields.next(), fields.next(), fields.next())
+            == (Some(MOUNT_NAME), path.to_str(), Some("bpf"))
+    })
+}
+
 /// Whether shunt mounted a bpffs at `path`.
 fn is_own_mount(path: &Path) -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts")
         .context("cannot read /proc/self/mounts; is /proc mounted?")?;
-    let found = mounts.lines().any(|line| {
-        let mut fields = line.split(' ');
-        (fields.next(), fields.next(), fields.next())
-            == (Some(MOUNT_NAME), path.to_str(), Some("bpf"))
-    });
-    Ok(found)
+    Ok(is_mounted(&mounts, path))
 }
 
 fn unmount(path: &Path) -> Result<()> {
@@ -454,6 +473,13 @@ mod tests {
         let found = [42, 43, 44].map(|inode| holds_lock(locks, device, inode));
         assert_eq!(found, [false, true, false]);
         assert!(!holds_lock(locks, nix::sys::stat::makedev(0, 0x1c), 43));
+    }
+
+    #[test]
+    fn a_mount_of_shunts_is_known_by_its_name() {
+        let mounts = "bpf /sys/fs/bpf bpf rw 0 0\nshunt /run/own bpf rw,nosuid 0 0\n";
+        let found = ["/sys/fs/bpf", "/run/own", "/run"].map(|at| is_mounted(mounts, Path::new(at)));
+        assert_eq!(found, [false, true, false]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -50,6 +51,14 @@ impl Image {
     /// The same with an empty directory, for mounts.
     pub(crate) fn with_directory(self, path: &str) -> Self {
         fs::create_dir_all(self.place(path)).expect("an own directory");
+        self
+    }
+
+    /// The same with a symbolic link.
+    pub(crate) fn with_link(self, target: &str, path: &str) -> Self {
+        let place = self.place(path);
+        fs::create_dir_all(place.parent().expect("below the root")).expect("an own directory");
+        symlink(target, place).expect("nothing is there");
         self
     }
 

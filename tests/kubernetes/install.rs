@@ -13,7 +13,7 @@ use shunt_tests::{
     deadline::wait_until,
 };
 
-use crate::{cluster::Cluster, network, pods::Pod};
+use crate::{cluster::Cluster, image::Image, network, pods::Pod};
 
 /// The release, and the DaemonSet in it.
 const NAME: &str = "shunt";
@@ -26,7 +26,7 @@ pub(crate) const SOCKET: &str = "/run/shunt/shunt.sock";
 /// What the values of the chart are, beside those of every installation here.
 #[derive(Clone, Debug)]
 pub(crate) struct Values {
-    /// The tag of the image: `one` and `two` are two names of the same.
+    /// The tag of the image.
     pub(crate) tag: &'static str,
     /// Whether the agent takes the redirection away when it ends.
     pub(crate) uninstall_on_stop: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Values {
 impl Values {
     /// As one would install it.
     pub(crate) const USUAL: Self = Self {
-        tag: "one",
+        tag: "usual",
         uninstall_on_stop: false,
     };
 
@@ -54,12 +54,15 @@ impl Values {
     }
 }
 
-/// Makes the image known to the node, under both tags.
+/// The tag of the agent whose maps have another layout.
+pub(crate) const OTHER: &str = "other";
+
+/// Makes the images known to the node: the one under test, and the other one.
 ///
 /// # Panics
 ///
 /// When there is no image.
-pub(crate) fn import() {
+pub(crate) fn import(cluster: &Cluster) {
     let archive = variable("SHUNT_IMAGE");
     let ctr = || {
         let mut command = Command::new("ctr");
@@ -72,9 +75,17 @@ pub(crate) fn import() {
         .lines()
         .find(|name| name.starts_with(&format!("{REPOSITORY}:")))
         .unwrap_or_else(|| panic!("the archive has no image {REPOSITORY}: {names}"));
-    for tag in ["one", "two"] {
-        output_of(ctr().args(["tag", imported, &format!("{REPOSITORY}:{tag}")]));
-    }
+    let usual = format!("{REPOSITORY}:{}", Values::USUAL.tag);
+    output_of(ctr().args(["tag", imported, &usual]));
+
+    let plugin = agent::binary().with_file_name("shunt-cni");
+    cluster.import(
+        &Image::new(&format!("{REPOSITORY}:{OTHER}"), &["/shunt"])
+            .with_program(&agent::other_binary(), "/shunt")
+            .with_program(&plugin, "/shunt-cni")
+            .with_directory("/run")
+            .with_link("../run", "/var/run"),
+    );
 }
 
 /// Installs the chart, or changes what is installed; returns when the agent of the
@@ -217,6 +228,16 @@ pub(crate) fn agent_pid() -> Pid {
     wait_until("the agent's process", || {
         find_agent().ok_or_else(|| "there is none".to_owned())
     })
+}
+
+/// The program that the agent runs, byte by byte.
+///
+/// # Panics
+///
+/// When there is no agent.
+pub(crate) fn agent_program() -> Vec<u8> {
+    let link = format!("/proc/{}/exe", agent_pid());
+    std::fs::read(&link).unwrap_or_else(|error| panic!("cannot read {link}: {error}"))
 }
 
 /// By its command line; processes of the node alone are seen.

@@ -111,7 +111,7 @@ fn furnish() -> (Cluster, Process) {
             .with_program(&envoy::binary(), "/envoy")
             .with_directory("/tmp"),
     );
-    install::import();
+    install::import(&cluster);
     let mut command = node_command("ip");
     command
         .args(["netns", "exec", network::OUTSIDE_NETNS])

@@ -59,9 +59,9 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         (ON_A_NODE, kubernetes::for_tests()?)
     } else {
         setup::ensure(&[Use::Build, Use::Tests])?;
-        build::other_agent()?;
         (RUNS, Vec::new())
     };
+    build::other_agent()?;
     build::agent()?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
     say(format!(

@@ -7,6 +7,7 @@
 mod answers;
 pub(crate) mod events;
 pub mod health;
+mod http;
 pub mod logs;
 pub mod metrics;
 mod server;

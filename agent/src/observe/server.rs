@@ -1,6 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::{Arc, OnceLock},
 };
@@ -18,6 +19,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::{
     answers::{Answers, Life},
     health::Readiness,
+    http,
     metrics::{self, Metrics},
 };
 use crate::{node::WeakNode, pods::PodsState};
@@ -29,7 +31,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Server {
     shown: Arc<Shown>,
     address: SocketAddr,
-    task: JoinHandle<()>,
+    task: JoinHandle<Infallible>,
 }
 
 /// What there is to show.
@@ -71,10 +73,7 @@ impl Server {
             .route("/metrics", get(metrics_page))
             .with_state(Arc::clone(&shown));
         tracing::info!(%address, "serving health and metrics");
-        let task = tokio::spawn(async move {
-            // It goes on after errors of single connections, and never returns.
-            let _ = axum::serve(listener, router).await;
-        });
+        let task = tokio::spawn(http::serve(listener, router));
         Ok(Self {
             shown,
             address,
@@ -101,7 +100,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Connections that are open still get their answers; they keep nothing alive.
         self.task.abort();
     }
 }

@@ -10,7 +10,7 @@ use shunt_decide::{Inbound, inbound};
 use crate::{
     counters,
     ctx::{AF_INET, Arrival, TCP},
-    forward, handshake,
+    forward, handshake, kernel,
     lists::{self, PodLists},
     log,
     maps::{EVENTS, LISTENERS},
@@ -38,8 +38,7 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
-    let local = arrival.local();
-    let remote = arrival.remote();
+    let (local, remote) = kernel::forget((arrival.local(), arrival.remote()));
     if settings.has(flags::INTERFACES) && forward::is_look(&remote) {
         return Outcome::Untouched;
     }
@@ -47,17 +46,37 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     // own source can only come from inside; from outside it is a martian.
     let from_self =
         lists::route(netns, &remote.addr).is_some_and(|route| route.flags & ROUTE_LOCAL != 0);
-    if from_self && is_redirected(netns, settings, &remote, &local) {
-        return assign(arrival, netns, local.port, &INSIDE);
+    let inside = from_self && is_redirected(netns, settings, &remote, &local);
+    let port = if inside {
+        Some(local.port)
+    } else {
+        decide(arrival, netns, settings, &local, &remote, from_self)
+    };
+    match port {
+        None => Outcome::Untouched,
+        Some(port) => assign(arrival, netns, port, inside),
     }
+}
+
+/// The proxy's port that takes a packet from outside, or from a socket of the pod that
+/// was not redirected; `None` when it goes where it was going.
+#[inline(always)]
+fn decide(
+    arrival: Arrival,
+    netns: NetnsCookie,
+    settings: &PodSettings,
+    local: &Endpoint,
+    remote: &Endpoint,
+    from_self: bool,
+) -> Option<u16> {
     let interface = lists::interface(settings, arrival.ifindex());
-    let facts = Inbound {
+    let facts = kernel::forget(Inbound {
         destination: local.addr,
         port: local.port,
         from_self,
         interface_excluded: interface & INTERFACE_EXCLUDED != 0,
         interface_virtual: interface & INTERFACE_VIRTUAL != 0,
-    };
+    });
     let lists = PodLists {
         list_set: settings.list_set,
     };
@@ -73,10 +92,7 @@ pub fn lookup(arrival: Arrival) -> Outcome {
         gid: NO_OWNER,
         rule: decision.rule as u32,
     });
-    match decision.verdict.port(settings) {
-        None => Outcome::Untouched,
-        Some(port) => assign(arrival, netns, port, &OUTSIDE),
-    }
+    decision.verdict.port(settings)
 }
 
 /// Whether this is a connection that `connect` sent to the proxy's port at the
@@ -94,68 +110,62 @@ fn is_redirected(
         && handshake::is_published(netns, client, server)
 }
 
-/// The kinds of listeners that a packet can be given to, by its family: those
-/// for IPv4 in the order in which the kernel prefers them, then those for IPv6.
-struct Kinds {
-    v4: &'static [ListenerKind],
-    v6: &'static [ListenerKind],
-    /// Whether a packet that finds none is to be counted: of one from inside the pod
-    /// `sock_ops` sees the client, and counts it there.
-    counted: bool,
+/// The kinds of listeners, in the order in which the kernel prefers them.
+const KINDS: [ListenerKind; 4] = [
+    ListenerKind::V4,
+    ListenerKind::V6,
+    ListenerKind::Loopback4,
+    ListenerKind::Loopback6,
+];
+
+/// The kinds that take packets of a family, from inside the pod or from outside, as bits
+/// in the order of [`KINDS`]: listeners at loopback are for the pod itself.
+#[inline(always)]
+const fn wanted(v4: bool, inside: bool) -> u32 {
+    match (v4, inside) {
+        (true, true) => 0b1111,
+        (true, false) => 0b0011,
+        (false, true) => 0b1010,
+        (false, false) => 0b0010,
+    }
 }
-
-/// For a packet from outside the pod.
-const OUTSIDE: Kinds = Kinds {
-    v4: &[ListenerKind::V4, ListenerKind::V6],
-    v6: &[ListenerKind::V6],
-    counted: true,
-};
-
-/// For a packet from inside the pod.
-const INSIDE: Kinds = Kinds {
-    v4: &[
-        ListenerKind::V4,
-        ListenerKind::V6,
-        ListenerKind::Loopback4,
-        ListenerKind::Loopback6,
-    ],
-    v6: &[ListenerKind::V6, ListenerKind::Loopback6],
-    counted: false,
-};
 
 /// Gives the packet to a listener of the proxy.
 #[inline(always)]
-fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, wanted: &'static Kinds) -> Outcome {
-    let kinds = if arrival.family() == AF_INET {
-        wanted.v4
-    } else {
-        wanted.v6
-    };
-    let mut error = ErrorCode::ProxyAway;
-    for kind in kinds {
-        match assign_kind(arrival, netns, port, *kind) {
-            Found::Assigned => return Outcome::Assigned,
-            Found::NotTaken => error = ErrorCode::AssignFailed,
-            Found::Nobody => {}
+fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, inside: bool) -> Outcome {
+    let wanted = wanted(arrival.family() == AF_INET, inside);
+    let (port, wanted, mut tried) = kernel::forget((port, wanted, NOBODY));
+    for (index, kind) in KINDS.into_iter().enumerate() {
+        if wanted & 1 << index == 0 {
+            continue;
+        }
+        match assign_kind(arrival, netns, port, kind) {
+            ASSIGNED => return Outcome::Assigned,
+            other => tried |= other,
         }
     }
-    if wanted.counted || !matches!(error, ErrorCode::ProxyAway) {
-        counters::failed(netns, error);
+    // Where nobody takes a packet from inside, `sock_ops` sees the client, and counts it.
+    if tried != NOBODY {
+        counters::failed(netns, ErrorCode::AssignFailed);
+    } else if !inside {
+        counters::failed(netns, ErrorCode::ProxyAway);
     }
     ask_for_listeners(netns, port);
     Outcome::Refused
 }
 
-/// What trying the listeners of one kind came to.
-enum Found {
-    Assigned,
-    NotTaken,
-    Nobody,
-}
+/// What trying the listeners of one kind came to: bits, which the verifier need not tell
+/// apart.
+const NOBODY: u32 = 0;
+/// There are some, and the kernel took none.
+const NOT_TAKEN: u32 = 1;
+const ASSIGNED: u32 = 2;
 
-#[inline(always)]
-fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKind) -> Found {
-    let mut found = Found::Nobody;
+/// A function of its own, with little to tell one call from another: the verifier follows
+/// each combination of what it knows through all the slots, for each pod anew.
+#[inline(never)]
+fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKind) -> u32 {
+    let mut found = kernel::forget(NOBODY);
     for slot in 0..LISTENER_SLOTS {
         let key = ListenerKey::new(netns, port, kind, slot);
         // Without NO_REUSEPORT the kernel spreads over the listener's group.
@@ -164,10 +174,10 @@ fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKi
                 if slot > 0 {
                     ask_for_listeners(netns, port);
                 }
-                return Found::Assigned;
+                return ASSIGNED;
             }
             Err(NO_ENTRY) => {}
-            Err(_) => found = Found::NotTaken,
+            Err(_) => found |= NOT_TAKEN,
         }
     }
     found

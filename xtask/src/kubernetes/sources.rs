@@ -28,7 +28,7 @@ pub(super) fn fetch(staging: &Path) -> Result<PathBuf> {
     let source = staging.join("kubernetes");
     // apt has checked the signature and the digests.
     Step::new("dpkg-source", "unpacking the source package kubernetes")
-        .args(["--no-check", "--extract"])
+        .args(["--no-check", "--no-copy", "--extract"])
         .arg(&description)
         .arg(&source)
         .remedy("Check that the disk is not full.")
