@@ -99,14 +99,16 @@ impl Machine<'_> {
     }
 }
 
-/// KVM where the processor has it, which a file alone does not tell.
+/// KVM where the processor has it, which a file alone does not tell. An emulated processor
+/// has no cmpxchg16b: that of QEMU 7.2 leaves garbage in the flags, of which the kernel's
+/// allocator died with a double fault (6.12); without it the kernel does it in another way.
 fn acceleration() -> [&'static str; 4] {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| processor.split_whitespace().any(|word| word == flag);
     if has("vmx") || has("svm") {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
-        ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]
     }
 }
 
