@@ -134,18 +134,16 @@ const fn wanted(v4: bool, inside: bool) -> u32 {
 #[inline(always)]
 fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, inside: bool) -> Outcome {
     let wanted = wanted(arrival.family() == AF_INET, inside);
-    let (port, wanted, mut tried) = kernel::forget((port, wanted, NOBODY));
+    // What the verifier can tell apart it follows through all the slots, for each pod anew.
+    let (port, wanted, mut not_taken) = kernel::forget((port, wanted, 0));
     for (index, kind) in KINDS.into_iter().enumerate() {
-        if wanted & 1 << index == 0 {
-            continue;
-        }
-        match assign_kind(arrival, netns, port, kind) {
-            ASSIGNED => return Outcome::Assigned,
-            other => tried |= other,
+        let is_wanted = wanted & 1 << index != 0;
+        if is_wanted && assign_kind(arrival, netns, port, kind, &mut not_taken) {
+            return Outcome::Assigned;
         }
     }
     // Where nobody takes a packet from inside, `sock_ops` sees the client, and counts it.
-    if tried != NOBODY {
+    if not_taken != 0 {
         counters::failed(netns, ErrorCode::AssignFailed);
     } else if !inside {
         counters::failed(netns, ErrorCode::ProxyAway);
@@ -154,18 +152,16 @@ fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, inside: bool) -> Outc
     Outcome::Refused
 }
 
-/// What trying the listeners of one kind came to: bits, which the verifier need not tell
-/// apart.
-const NOBODY: u32 = 0;
-/// There are some, and the kernel took none.
-const NOT_TAKEN: u32 = 1;
-const ASSIGNED: u32 = 2;
-
-/// A function of its own, with little to tell one call from another: the verifier follows
-/// each combination of what it knows through all the slots, for each pod anew.
-#[inline(never)]
-fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKind) -> u32 {
-    let mut found = kernel::forget(NOBODY);
+/// Tries the listeners of one kind; `not_taken` is not 0 when there is one that the
+/// kernel does not take.
+#[inline(always)]
+fn assign_kind(
+    arrival: Arrival,
+    netns: NetnsCookie,
+    port: u16,
+    kind: ListenerKind,
+    not_taken: &mut u32,
+) -> bool {
     for slot in 0..LISTENER_SLOTS {
         let key = ListenerKey::new(netns, port, kind, slot);
         // Without NO_REUSEPORT the kernel spreads over the listener's group.
@@ -174,13 +170,13 @@ fn assign_kind(arrival: Arrival, netns: NetnsCookie, port: u16, kind: ListenerKi
                 if slot > 0 {
                     ask_for_listeners(netns, port);
                 }
-                return ASSIGNED;
+                return true;
             }
             Err(NO_ENTRY) => {}
-            Err(_) => found |= NOT_TAKEN,
+            Err(_) => *not_taken |= 1,
         }
     }
-    found
+    false
 }
 
 /// `-ENOENT`, aya's answer for a key that is not in the map.
