@@ -63,11 +63,10 @@ const MOST_STACK: u64 = 512;
 /// the rule for every other. The instructions that a verifier looks at differ from kernel to
 /// kernel; the stack is the compiler's, and a program that loads on one kernel has no less
 /// room on another. What these have on it is addresses of 16 bytes, keys of maps and facts.
-const DEEP: [(&str, u64); 7] = [
+const DEEP: [(&str, u64); 6] = [
     ("shunt_arrives", 480),
     ("shunt_connect4", 416),
     ("shunt_connect6", 416),
-    ("shunt_message", 416),
     ("shunt_sendmsg4", 384),
     ("shunt_sendmsg6", 384),
     ("shunt_sock_ops", 384),
