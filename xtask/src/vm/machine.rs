@@ -88,7 +88,7 @@ impl Machine<'_> {
         command
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-smp", "2", "-m", MEMORY])
-            .args(acceleration())
+            .args(acceleration(self.kernel))
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
@@ -99,16 +99,25 @@ impl Machine<'_> {
     }
 }
 
-/// KVM where the processor has it, which a file alone does not tell. An emulated processor
-/// has no cmpxchg16b: that of QEMU 7.2 leaves garbage in the flags, of which the kernel's
-/// allocator died with a double fault (6.12); without it the kernel does it in another way.
-fn acceleration() -> [&'static str; 4] {
+/// KVM where the processor has it, which a file alone does not tell.
+fn acceleration(kernel: &Kernel) -> [&'static str; 4] {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| processor.split_whitespace().any(|word| word == flag);
     if has("vmx") || has("svm") {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
-        ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]
+        ["-accel", "tcg,thread=multi", "-cpu", emulated(kernel)]
+    }
+}
+
+/// The emulated processor. QEMU 7.2's cmpxchg16b leaves garbage in the flags, of which the
+/// allocator of 6.12 died with a double fault; newer kernels need it: without it they have
+/// no memory for the storage of sockets where they may not wait (`kmalloc_nolock`).
+fn emulated(kernel: &Kernel) -> &'static str {
+    if kernel.series == "6.12" {
+        "max,-cx16"
+    } else {
+        "max"
     }
 }
 
