@@ -91,9 +91,17 @@ impl Api {
         };
         let api = self.of_kind(version, kind, text("/metadata/namespace"));
         let parameters = PatchParams::apply(MANAGER).force();
-        self.runtime
-            .block_on(api.patch(name, &parameters, &Patch::Apply(object)))
-            .unwrap_or_else(|error| panic!("cannot apply {object}: {}", in_words(error)));
+        // One that has just started asks to be asked again.
+        wait_until("the API server to be up to it", || {
+            let patch = Patch::Apply(object);
+            match self.runtime.block_on(api.patch(name, &parameters, &patch)) {
+                Ok(_) => Ok(()),
+                Err(kube::Error::Api(status)) if status.reason == "ServerTimeout" => {
+                    Err(status.message)
+                }
+                Err(error) => panic!("cannot apply {object}: {}", in_words(error)),
+            }
+        });
     }
 
     /// Wants the object to be gone, after `grace` seconds for a pod; it may have
