@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::mirror;
+use super::{emulator, mirror, unpacked};
 use crate::{apt::Apt, exec::Step, paths, say};
 
 /// The kernels that the tests run on, the oldest first. Debian has each of them in
@@ -17,9 +17,6 @@ pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
 
 /// How their packages' names end.
 const FLAVOUR: &str = "-cloud-amd64";
-
-/// What names the digests of the packages of a kernel, beside them.
-const DIGESTS: &str = "SHA256SUMS";
 
 /// A kernel that is there to be started.
 #[derive(Clone, Debug)]
@@ -41,7 +38,7 @@ impl Kernel {
 
     /// One that was unpacked below `dir`.
     fn unpacked(series: &str, dir: &Path) -> Result<Self> {
-        let root = dir.join("root");
+        let root = unpacked::root(dir);
         let modules = only_entry(&root.join("lib/modules"))?;
         let release = modules.file_name().unwrap_or_default();
         let in_boot = format!("boot/vmlinuz-{}", release.display());
@@ -82,8 +79,9 @@ fn chosen_for_ci(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
     KERNELS.iter().filter(wanted).copied().collect()
 }
 
-/// These kernels, downloaded if they are not in the cache.
+/// These kernels, downloaded if they are not in the cache, and what they run in.
 pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
+    emulator::ready()?;
     let cache = cache()?;
     let missing: Vec<_> = series
         .iter()
@@ -93,7 +91,7 @@ pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
         fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
         let apt = Apt::new(
             cache.join(format!("apt-{}", process::id())),
-            &[mirror::sources()?],
+            &[mirror::kernels()?],
         )?;
         apt.update("the package lists of Debian's kernels")?;
         for series in missing {
@@ -104,24 +102,13 @@ pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
         .iter()
         .map(|series| {
             let dir = cache.join(series);
-            check(&dir)?;
+            unpacked::check(&dir)?;
             Kernel::unpacked(series, &dir)
         })
         .collect()
 }
 
-/// Compares the packages with the digests that Debian's signed lists had.
-fn check(dir: &Path) -> Result<()> {
-    Step::new("sha256sum", "checking a downloaded kernel")
-        .args(["--check", "--quiet", DIGESTS])
-        .dir(dir)
-        .remedy(format!("Remove {}; it is downloaded again.", dir.display()))
-        .output()
-        .map(drop)
-}
-
-/// Downloads and unpacks one beside its place, and then moves it there: no half
-/// kernel is ever found.
+/// Downloads and unpacks one.
 fn fetch(apt: &Apt, series: &str, cache: &Path) -> Result<()> {
     let names = apt.names("linux-")?;
     let packages = packages(series, &names);
@@ -132,64 +119,15 @@ fn fetch(apt: &Apt, series: &str, cache: &Path) -> Result<()> {
         "downloading Linux {series} for the test VM: {}",
         packages.join(", ")
     ));
-    let staging = cache.join(format!("partial-{series}-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = fill(apt, &packages, &staging).and_then(|()| {
-        fs::rename(&staging, cache.join(series))
-            .with_context(|| format!("putting Linux {series} into {}", cache.display()))
-    });
-    if done.is_err() {
-        // The error of the download is the one to report.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    done
-}
-
-fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
-    let root = dir.join("root");
-    // Older packages have their modules in /lib, newer ones in /usr/lib.
-    fs::create_dir_all(root.join("usr/lib"))?;
-    std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
-    let mut digests = String::new();
-    for package in packages {
-        let digest = apt.digest(package)?;
-        apt.download(package, dir)?;
-        let file = file_of(package, dir)?;
-        digests.push_str(&format!("{digest}  {file}\n"));
-    }
-    fs::write(dir.join(DIGESTS), digests)?;
-    check(dir)?;
-    for package in packages {
-        unpack(&dir.join(file_of(package, dir)?), &root)?;
-    }
-    let modules = only_entry(&root.join("lib/modules"))?;
-    Step::new("depmod", "finding out which module needs which")
-        .arg("--basedir")
-        .arg(&root)
-        .arg(modules.file_name().unwrap_or_default())
-        .output()
-        .map(drop)
-}
-
-/// dpkg-deb would put a directory in the place of the link `lib`; tar keeps it.
-fn unpack(package: &Path, root: &Path) -> Result<()> {
-    Step::new("sh", "unpacking a kernel")
-        .args(["-c", r#"dpkg-deb --fsys-tarfile "$0" | tar --extract --keep-directory-symlink --directory "$1""#])
-        .arg(package)
-        .arg(root)
-        .output()
-        .map(drop)
-}
-
-/// The file that apt downloaded for a package.
-fn file_of(package: &str, dir: &Path) -> Result<String> {
-    let start = format!("{package}_");
-    let mut names = fs::read_dir(dir)?
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .find(|name| name.starts_with(&start))
-        .with_context(|| format!("apt left no file of {package} in {}", dir.display()))
+    unpacked::fetch(apt, &packages, &cache.join(series), |root| {
+        let modules = only_entry(&root.join("lib/modules"))?;
+        Step::new("depmod", "finding out which module needs which")
+            .arg("--basedir")
+            .arg(root)
+            .arg(modules.file_name().unwrap_or_default())
+            .output()
+            .map(drop)
+    })
 }
 
 /// The packages of the newest kernel of a series: one with everything, or the

@@ -12,10 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::kernel::Kernel;
-
-/// What QEMU is called: the VMs are x86-64 machines.
-const PROGRAM: &str = "qemu-system-x86_64";
+use super::{emulator, kernel::Kernel};
 
 /// What the kernel is told: where its console is, to end when it panics, and not to
 /// check an emulated timer, which is too late on a busy machine.
@@ -56,12 +53,12 @@ impl Machine<'_> {
         mut see: impl FnMut(&str),
     ) -> Result<End> {
         let mut child = self
-            .command(LOUD, &format!("file:{}", console.display()))
+            .command(LOUD, &format!("file:{}", console.display()))?
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {PROGRAM}"))?;
+            .context("cannot start QEMU")?;
         let stdout = child.stdout.take().context("the pipe was just asked for")?;
         let guard = Guard(Arc::new(Mutex::new(child)));
         let timer = guard.end_after(limit);
@@ -76,48 +73,37 @@ impl Machine<'_> {
     /// Runs it to its end, with this terminal as its console. Ctrl-C is for who is in
     /// there; Ctrl-A X ends it.
     pub(super) fn attached(&self) -> Result<ExitStatus> {
-        self.command(QUIET, "mon:stdio")
+        self.command(QUIET, "mon:stdio")?
             .status()
-            .with_context(|| format!("cannot start {PROGRAM}"))
+            .context("cannot start QEMU")
     }
 
     /// The command that starts it; its first serial line, which is its console, goes to
     /// `console`.
-    fn command(&self, loudness: &str, console: &str) -> Command {
-        let mut command = Command::new(PROGRAM);
+    fn command(&self, loudness: &str, console: &str) -> Result<Command> {
+        let mut command = emulator::command()?;
         command
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-smp", "2", "-m", MEMORY])
-            .args(acceleration(self.kernel))
+            .args(acceleration())
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.image)
             .args(["-append", &format!("{PARAMETERS} {loudness}")])
             .args(["-serial", console]);
-        command
+        Ok(command)
     }
 }
 
 /// KVM where the processor has it, which a file alone does not tell.
-fn acceleration(kernel: &Kernel) -> [&'static str; 4] {
+fn acceleration() -> [&'static str; 4] {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| processor.split_whitespace().any(|word| word == flag);
     if has("vmx") || has("svm") {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
-        ["-accel", "tcg,thread=multi", "-cpu", emulated(kernel)]
-    }
-}
-
-/// The emulated processor. QEMU 7.2's cmpxchg16b leaves garbage in the flags, of which the
-/// allocator of 6.12 died with a double fault; newer kernels need it: without it they have
-/// no memory for the storage of sockets where they may not wait (`kmalloc_nolock`).
-fn emulated(kernel: &Kernel) -> &'static str {
-    if kernel.series == "6.12" {
-        "max,-cx16"
-    } else {
-        "max"
+        ["-accel", "tcg,thread=multi", "-cpu", "max"]
     }
 }
 
