@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -23,9 +22,12 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     role,
     server::{self, HEAD},
+    times::Times,
 };
 
-/// What the client does.
+/// What the client does: each time that it is told to by a line on its standard input,
+/// which says for how many nanoseconds. Whatever connection it keeps is open when it says
+/// [`role::READY`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Job {
     /// Requests one after the other on one connection, with answers as long.
@@ -33,25 +35,19 @@ pub(crate) enum Job {
         to: SocketAddr,
         /// Bytes.
         size: usize,
-        time: Duration,
     },
     /// Connections at a constant rate, each closed at once.
     Connects {
         to: SocketAddr,
         /// In one second.
         rate: u32,
-        time: Duration,
     },
     /// Connections as fast as possible, each with one request of 64 bytes.
-    Cycles {
-        to: SocketAddr,
-        threads: usize,
-        time: Duration,
-    },
-    /// As many bytes as possible.
-    Bulk { to: SocketAddr, time: Duration },
-    /// Opens connections, makes a request on each, says [`role::READY`], and
-    /// holds them until its standard input ends.
+    Cycles { to: SocketAddr, threads: usize },
+    /// As many bytes as possible, on one connection.
+    Bulk { to: SocketAddr },
+    /// Opens connections and makes a request on each; it is told nothing, and holds
+    /// them until its standard input ends.
     Hold {
         to: SocketAddr,
         count: usize,
@@ -67,17 +63,16 @@ impl Job {
     }
 }
 
-/// What `Requests` and `Connects` measured. Times are in nanoseconds.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// What `Requests` and `Connects` measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
-    /// Of all calls, those for warming up included.
+    /// How many calls there were, those for warming up included.
     pub(crate) count: u64,
-    pub(crate) p50: u64,
-    pub(crate) p99: u64,
-    pub(crate) p999: u64,
-    /// Of the call alone, wherever it began: half of them took less.
-    pub(crate) call: u64,
-    /// CPU time of the client.
+    /// From when each was planned to begin.
+    pub(crate) times: Times,
+    /// From when it did begin.
+    pub(crate) calls: Times,
+    /// CPU time of the client, in nanoseconds.
     pub(crate) cpu: u64,
 }
 
@@ -92,27 +87,46 @@ pub(crate) struct Done {
     pub(crate) cpu: u64,
 }
 
-/// Does the job and writes the result, as JSON.
+/// Does the job whenever it is told to, until its standard input ends.
 pub(crate) fn run(job: &Job) -> anyhow::Result<()> {
     // A sleep ends when it should, not up to 50 µs later.
     prctl::set_timerslack(1)?;
-    let result = match *job {
-        Job::Requests { to, size, time } => serde_json::to_string(&requests(to, size, time)?),
-        Job::Connects { to, rate, time } => serde_json::to_string(&connects(to, rate, time)?),
-        Job::Cycles { to, threads, time } => serde_json::to_string(&cycles(to, threads, time)?),
-        Job::Bulk { to, time } => serde_json::to_string(&bulk(to, time)?),
-        Job::Hold { to, count, from } => return Ok(hold(to, count, from)?),
-    }?;
-    role::tell(&result);
+    match *job {
+        Job::Requests { to, size } => {
+            let mut requests = Requests::start(to, size)?;
+            in_turns(|time| requests.make(time))
+        }
+        Job::Connects { to, rate } => in_turns(|time| connects(to, rate, time)),
+        Job::Cycles { to, threads } => in_turns(|time| cycles(to, threads, time)),
+        Job::Bulk { to } => {
+            let mut flow = Flow::start(to)?;
+            in_turns(|time| flow.measure(time))
+        }
+        Job::Hold { to, count, from } => Ok(hold(to, count, from)?),
+    }
+}
+
+/// Works for as long as each line of standard input says, and answers with what was
+/// measured, behind the number of the turn.
+fn in_turns<T: Serialize>(mut work: impl FnMut(Duration) -> io::Result<T>) -> anyhow::Result<()> {
+    role::tell(role::READY);
+    for (number, line) in io::stdin().lock().lines().enumerate() {
+        let measured = work(Duration::from_nanos(line?.parse()?))?;
+        role::tell(&format!("{number} {}", serde_json::to_string(&measured)?));
+    }
     Ok(())
 }
 
 /// No answer takes longer.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Before requests and bytes are counted. A connection is spliced a while after
-/// it was opened.
+/// Before the first turn of a connection that is kept: it is spliced a while after it was
+/// opened.
 const WARM_UP: Duration = Duration::from_millis(250);
+
+/// Before each turn: others have used the processor's caches, and TCP begins anew after
+/// a rest.
+const WARM_AGAIN: Duration = Duration::from_millis(5);
 
 fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(to)?;
@@ -129,22 +143,6 @@ fn nanoseconds(time: Duration) -> u64 {
 /// CPU time of this process.
 fn cpu() -> io::Result<Duration> {
     Ok(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?.into())
-}
-
-/// Latencies up to a minute, to three digits.
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("these bounds make sense")
-}
-
-fn summary(from_plan: &Histogram<u64>, calls: &Histogram<u64>, cpu: Duration) -> Latency {
-    Latency {
-        count: calls.len(),
-        p50: from_plan.value_at_quantile(0.5),
-        p99: from_plan.value_at_quantile(0.99),
-        p999: from_plan.value_at_quantile(0.999),
-        call: calls.value_at_quantile(0.5),
-        cpu: nanoseconds(cpu),
-    }
 }
 
 /// A connection as most programs with more than one have it: non-blocking, and
@@ -201,37 +199,51 @@ impl Patient {
     }
 }
 
-fn requests(to: SocketAddr, size: usize, time: Duration) -> io::Result<Latency> {
-    let size = size.max(HEAD);
-    let mut stream = Patient::connect(to)?;
-    let mut request = vec![0; size];
-    request[..HEAD].copy_from_slice(&server::head(size as u64, size as u64));
-    let mut answer = vec![0; size];
-    let mut exchange = || -> io::Result<Duration> {
-        let start = Instant::now();
-        stream.write_all(&request)?;
-        stream.read_exact(&mut answer)?;
-        Ok(start.elapsed())
-    };
-    let mut times = histogram();
-    let before = cpu()?;
-    let mut count = 0;
-    let warm = Instant::now() + WARM_UP;
-    while Instant::now() < warm {
-        exchange()?;
-        count += 1;
+/// A connection with requests of one size.
+struct Requests {
+    stream: Patient,
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Requests {
+    fn start(to: SocketAddr, size: usize) -> io::Result<Self> {
+        let size = size.max(HEAD);
+        let mut request = vec![0; size];
+        request[..HEAD].copy_from_slice(&server::head(size as u64, size as u64));
+        let mut requests = Self {
+            stream: Patient::connect(to)?,
+            request,
+            answer: vec![0; size],
+        };
+        requests.repeat(WARM_UP)?;
+        Ok(requests)
     }
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        times.saturating_record(nanoseconds(exchange()?));
-        count += 1;
+
+    fn make(&mut self, time: Duration) -> io::Result<Latency> {
+        let before = cpu()?;
+        let warm = self.repeat(WARM_AGAIN)?;
+        let times = self.repeat(time)?;
+        Ok(Latency {
+            // What the others spend their CPU time on, too.
+            count: warm.count() + times.count(),
+            calls: times.clone(),
+            times,
+            cpu: nanoseconds(cpu()? - before),
+        })
     }
-    let cpu = cpu()? - before;
-    Ok(Latency {
-        // What the others spend their CPU time on, too.
-        count,
-        ..summary(&times, &times, cpu)
-    })
+
+    fn repeat(&mut self, time: Duration) -> io::Result<Times> {
+        let mut times = Times::new();
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let start = Instant::now();
+            self.stream.write_all(&self.request)?;
+            self.stream.read_exact(&mut self.answer)?;
+            times.record(start.elapsed());
+        }
+        Ok(times)
+    }
 }
 
 /// Before a moment, the rest of the wait is spent awake.
@@ -240,7 +252,7 @@ const AWAKE: Duration = Duration::from_micros(80);
 fn connects(to: SocketAddr, rate: u32, time: Duration) -> io::Result<Latency> {
     let interval = Duration::from_secs(1) / rate;
     let planned = u32::try_from(time.as_nanos() / interval.as_nanos()).unwrap_or(u32::MAX);
-    let (mut from_plan, mut calls) = (histogram(), histogram());
+    let (mut times, mut calls) = (Times::new(), Times::new());
     let before = cpu()?;
     let start = Instant::now() + interval;
     for number in 0..planned {
@@ -250,10 +262,15 @@ fn connects(to: SocketAddr, rate: u32, time: Duration) -> io::Result<Latency> {
         let called = Instant::now();
         socket.connect(&to.into())?;
         // What was late because the one before it was slow counts as slow.
-        from_plan.saturating_record(nanoseconds(plan.elapsed()));
-        calls.saturating_record(nanoseconds(called.elapsed()));
+        times.record(plan.elapsed());
+        calls.record(called.elapsed());
     }
-    Ok(summary(&from_plan, &calls, cpu()? - before))
+    Ok(Latency {
+        count: calls.count(),
+        times,
+        calls,
+        cpu: nanoseconds(cpu()? - before),
+    })
 }
 
 fn wait_until(moment: Instant) {
@@ -308,19 +325,6 @@ fn cycles(to: SocketAddr, threads: usize, time: Duration) -> io::Result<Done> {
 const BLOCK: usize = 1024 * 1024;
 const RECEIPT: usize = 1;
 
-fn bulk(to: SocketAddr, time: Duration) -> io::Result<Done> {
-    let mut flow = Flow::start(to)?;
-    flow.send_until(Instant::now() + WARM_UP)?;
-    let before = cpu()?;
-    let start = Instant::now();
-    let count = flow.send_until(start + time)?;
-    Ok(Done {
-        count,
-        took: nanoseconds(start.elapsed()),
-        cpu: nanoseconds(cpu()? - before),
-    })
-}
-
 /// Blocks on their way, and receipts on their way back.
 struct Flow {
     stream: Patient,
@@ -331,8 +335,24 @@ impl Flow {
     fn start(to: SocketAddr) -> io::Result<Self> {
         let mut block = vec![0; BLOCK];
         block[..HEAD].copy_from_slice(&server::head(BLOCK as u64, RECEIPT as u64));
-        let stream = Patient::connect(to)?;
-        Ok(Self { stream, block })
+        let mut flow = Self {
+            stream: Patient::connect(to)?,
+            block,
+        };
+        flow.send_until(Instant::now() + WARM_UP)?;
+        Ok(flow)
+    }
+
+    fn measure(&mut self, time: Duration) -> io::Result<Done> {
+        self.send_until(Instant::now() + WARM_AGAIN)?;
+        let before = cpu()?;
+        let start = Instant::now();
+        let count = self.send_until(start + time)?;
+        Ok(Done {
+            count,
+            took: nanoseconds(start.elapsed()),
+            cpu: nanoseconds(cpu()? - before),
+        })
     }
 
     /// Returns how many bytes have been sent and received when the last of them

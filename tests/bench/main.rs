@@ -9,6 +9,7 @@
 
 mod bars;
 mod chart;
+mod client;
 mod figures;
 mod load;
 mod machine;
@@ -18,8 +19,10 @@ mod proxy;
 mod report;
 mod role;
 mod rounds;
+mod scheduling;
 mod server;
 mod stats;
+mod times;
 mod world;
 
 use std::{
@@ -36,6 +39,7 @@ use machine::Machine;
 use report::Report;
 use role::Cores;
 use rounds::Effort;
+use scheduling::Awake;
 use world::{Kind, Site, Way};
 
 #[derive(Debug, Parser)]
@@ -170,6 +174,7 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     let mut report = Report::new(Machine::this(), effort.to_string());
     println!("{}", report.machine);
     let cores = Cores::choose();
+    let _awake = Awake::keep(cores);
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());
         let mut sites = Vec::new();

@@ -10,13 +10,14 @@ use shunt_tests::{
 
 use crate::{
     Interrupted,
+    client::Client,
     figures::{ENROL, OPEN_CALL, OPEN_CPU, OUTSIDE as CONNECT_OUTSIDE},
     go_on,
     load::{Done, Job, Latency},
     proxy::OUTBOUND_PORT,
     report::Report,
-    role::{self, Cores, Role, cpu_time, do_job, on_core},
-    rounds::{AT_ONCE, Effort, each, micro},
+    role::{self, Cores, Role, cpu_time, on_core},
+    rounds::{AT_ONCE, Effort, each},
     say,
     world::{Way, bench_pod, many_connections, redirect},
 };
@@ -50,13 +51,14 @@ struct Neighbour {
     agent: Option<Agent>,
     /// All but the last are enrolled for good.
     pods: Vec<Netns>,
-    outside: Netns,
+    client: Client,
+    _outside: Netns,
     _node: Node,
 }
 
 impl Neighbour {
     /// `pods` is `None` where there is no agent at all.
-    fn start(row: &'static str, pods: Option<usize>, cores: Cores) -> Self {
+    fn start(row: &'static str, pods: Option<usize>, cores: Cores, rate: u32) -> Self {
         say(format_args!("  {row}"));
         let node = Node::new();
         let outside = node.machine("outside");
@@ -72,24 +74,22 @@ impl Neighbour {
                 enrol(agent, pod);
             }
         }
+        let to = (Ipv4Addr::LOCALHOST, PORT).into();
         Self {
             row,
             _server: server,
             agent,
             pods,
-            outside,
+            client: Client::start(&outside, cores.client, Job::Connects { to, rate }),
+            _outside: outside,
             _node: node,
         }
     }
 
-    fn connect(&self, cores: Cores, effort: &Effort, report: &mut Report) {
-        let job = Job::Connects {
-            to: (Ipv4Addr::LOCALHOST, PORT).into(),
-            rate: effort.rate,
-            time: effort.connects,
-        };
-        let took: Latency = on_core(cores.client, || do_job(&self.outside, &job));
-        report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, micro(took.call));
+    fn connect(&mut self, effort: &Effort, report: &mut Report) {
+        let took: Latency = self.client.work(effort.connects);
+        let call = took.calls.micro(0.5);
+        report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, call);
     }
 
     /// Enrols the last pod once more.
@@ -137,15 +137,14 @@ pub(crate) fn neighbours(
     ] {
         go_on(interrupt)?;
         if needed {
-            nodes.push(Neighbour::start(row, pods, cores));
+            nodes.push(Neighbour::start(row, pods, cores, effort.rate));
         }
     }
-    for round in 0..effort.rounds {
-        for turn in 0..nodes.len() {
+    for _ in 0..effort.turns {
+        for node in &mut nodes {
             go_on(interrupt)?;
-            let node = &nodes[(round + turn) % nodes.len()];
             if outside {
-                node.connect(cores, effort, report);
+                node.connect(effort, report);
             }
             match node.pods.len() {
                 10 if enrolling => node.enrol_last(POD_10, report),
@@ -153,6 +152,7 @@ pub(crate) fn neighbours(
                 _ => {}
             }
         }
+        nodes.rotate_left(1);
     }
     Ok(())
 }
@@ -167,13 +167,15 @@ struct Crowd {
     row: &'static str,
     _clients: Vec<Process>,
     proxies: Vec<Process>,
+    connects: Client,
+    cycles: Client,
     _agent: Option<Agent>,
-    pod: Pod,
+    _pod: Pod,
     _node: Node,
 }
 
 impl Crowd {
-    fn start(row: &'static str, way: Way, open: usize, cores: Cores) -> Self {
+    fn start(row: &'static str, way: Way, open: usize, cores: Cores, rate: u32) -> Self {
         say(format_args!("  {row}"));
         let node = Node::new();
         let pod = bench_pod(&node, "crowd");
@@ -193,12 +195,16 @@ impl Crowd {
         for client in &clients {
             client.wait_for_line(role::READY, DEADLINE);
         }
+        let (to, threads) = (Self::target(), AT_ONCE);
+        let start = |job| Client::start(pod.netns(), cores.client, job);
         Self {
             row,
             _clients: clients,
             proxies,
+            connects: start(Job::Connects { to, rate }),
+            cycles: start(Job::Cycles { to, threads }),
             _agent: agent,
-            pod,
+            _pod: pod,
             _node: node,
         }
     }
@@ -221,24 +227,15 @@ impl Crowd {
         (Node::OUTSIDE, PORT).into()
     }
 
-    fn measure(&self, cores: Cores, effort: &Effort, report: &mut Report) {
-        let to = Self::target();
-        let (time, rate) = (effort.connects, effort.rate);
-        let job = Job::Connects { to, rate, time };
-        let took: Latency = on_core(cores.client, || do_job(self.pod.netns(), &job));
-        report.add(OPEN, OPEN_CALL, self.row, micro(took.call));
+    fn measure(&mut self, effort: &Effort, report: &mut Report) {
+        let took: Latency = self.connects.work(effort.connects);
+        report.add(OPEN, OPEN_CALL, self.row, took.calls.micro(0.5));
 
-        let (time, threads) = (effort.flood, AT_ONCE);
-        let job = Job::Cycles { to, threads, time };
         let before = self.cpu();
-        let done: Done = on_core(cores.client, || do_job(self.pod.netns(), &job));
+        let done: Done = self.cycles.work(effort.flood);
         let proxies = self.cpu().saturating_sub(before);
-        report.add(
-            OPEN,
-            OPEN_CPU,
-            self.row,
-            each(proxies, done.cpu, done.count),
-        );
+        let cpu = each(proxies, done.cpu, done.count);
+        report.add(OPEN, OPEN_CPU, self.row, cpu);
     }
 
     fn cpu(&self) -> std::time::Duration {
@@ -266,13 +263,14 @@ pub(crate) fn open(
         ("iptables-nft, 100,000 open", rules, MANY),
     ] {
         go_on(interrupt)?;
-        crowds.push(Crowd::start(row, way, open, cores));
+        crowds.push(Crowd::start(row, way, open, cores, effort.rate));
     }
-    for round in 0..effort.rounds {
-        for turn in 0..crowds.len() {
+    for _ in 0..effort.turns {
+        for crowd in &mut crowds {
             go_on(interrupt)?;
-            crowds[(round + turn) % crowds.len()].measure(cores, effort, report);
+            crowd.measure(effort, report);
         }
+        crowds.rotate_left(1);
     }
     Ok(())
 }

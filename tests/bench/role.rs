@@ -5,13 +5,12 @@ use std::{io::Write, os::unix::process::CommandExt, process::Command, time::Dura
 
 use nix::{
     errno::Errno,
-    libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::clock_getcpuclockid,
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
-use shunt_tests::{Netns, Owner, Process, command::output_of, deadline::DEADLINE};
+use shunt_tests::{Netns, Owner, Process, deadline::DEADLINE};
 
 use crate::{
     load::{self, Job},
@@ -92,42 +91,6 @@ impl Role {
         command.args([ARGUMENT, &json]).process_group(0);
         command
     }
-}
-
-/// Does `job` in `netns` as an application, and returns what it measured.
-///
-/// # Panics
-///
-/// When it fails.
-pub(crate) fn do_job<T: for<'a> Deserialize<'a>>(netns: &Netns, job: &Job) -> T {
-    let role = Role::Client(job.clone());
-    let mut command = role.command(netns, Owner::APP);
-    let output = if job.wants_precedence() {
-        with_precedence(|| output_of(&mut command))
-    } else {
-        output_of(&mut command)
-    };
-    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{job:?}: {error}: {output}"))
-}
-
-/// Runs `work`, whose child processes are not interrupted by ordinary ones: what
-/// a connect() wakes up runs after it, not in the middle of it.
-fn with_precedence<T>(work: impl FnOnce() -> T) -> T {
-    set_policy(libc::SCHED_FIFO, 1);
-    let done = work();
-    set_policy(libc::SCHED_OTHER, 0);
-    done
-}
-
-fn set_policy(policy: i32, priority: i32) {
-    let parameters = libc::sched_param {
-        sched_priority: priority,
-    };
-    // SAFETY: the kernel reads the parameters, which outlive the call.
-    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    Errno::result(done).unwrap_or_else(|error| {
-        panic!("cannot change the scheduling policy to {policy}: {error}; this needs root")
-    });
 }
 
 /// CPU time that a process has used, in user mode and in the kernel.

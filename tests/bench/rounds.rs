@@ -9,6 +9,7 @@ use shunt_tests::interrupt::Interrupt;
 
 use crate::{
     Interrupted, Part,
+    client::Client,
     figures::{
         BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99, CONNECT_P999, CYCLES, CYCLES_CPU, MEMORY,
         REQUEST_4K, REQUEST_64, REQUEST_64_P99, REQUEST_64K, REQUEST_500K, REQUEST_CPU,
@@ -17,14 +18,17 @@ use crate::{
     load::{Done, Job, Latency},
     memory::Held,
     report::{Figure, Report},
+    times::Times,
     world::Site,
 };
 
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
-    /// How many times everything is measured.
+    /// How many times the slow things are measured, such as memory.
     pub(crate) rounds: usize,
+    /// How many times everything else is.
+    pub(crate) turns: usize,
     /// How long requests are made, each time.
     pub(crate) requests: Duration,
     /// The same for bytes and connections.
@@ -35,7 +39,7 @@ pub(crate) struct Effort {
     pub(crate) rate: u32,
     /// How many connections are held open.
     pub(crate) held: usize,
-    /// No round begins that would probably end later than this.
+    /// No turn begins later than this after the first.
     pub(crate) limit: Duration,
 }
 
@@ -43,19 +47,21 @@ impl Effort {
     /// For a look.
     pub(crate) const QUICK: Self = Self {
         rounds: 5,
-        requests: Duration::from_millis(250),
-        flood: Duration::from_millis(400),
-        connects: Duration::from_millis(400),
+        turns: 30,
+        requests: Duration::from_millis(30),
+        flood: Duration::from_millis(50),
+        connects: Duration::from_millis(80),
         rate: 1000,
         held: 3000,
-        limit: Duration::from_secs(150),
+        limit: Duration::from_secs(105),
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
         rounds: 11,
-        requests: Duration::from_millis(500),
-        flood: Duration::from_secs(1),
-        connects: Duration::from_secs(2),
+        turns: 80,
+        requests: Duration::from_millis(40),
+        flood: Duration::from_millis(80),
+        connects: Duration::from_millis(150),
         rate: 1000,
         held: 8000,
         limit: Duration::from_secs(3600),
@@ -66,6 +72,7 @@ impl fmt::Display for Effort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             rounds,
+            turns,
             requests,
             flood,
             connects,
@@ -75,9 +82,10 @@ impl fmt::Display for Effort {
         } = self;
         write!(
             f,
-            "{rounds} rounds (fewer where they take more than {limit:?}), in each of which every way is measured after the other: requests for \
-             {requests:?}, bytes and connections for {flood:?}, {rate} connections a second for \
-             {connects:?}, {held} connections held open."
+            "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
+             way is measured after the other: requests for {requests:?}, bytes and connections \
+             for {flood:?}, {rate} connections a second for {connects:?}. Memory: {rounds} \
+             rounds, with {held} connections held open."
         )
     }
 }
@@ -85,30 +93,28 @@ impl fmt::Display for Effort {
 /// How many connections `Cycles` keeps under way.
 pub(crate) const AT_ONCE: usize = 4;
 
-/// One measurement of one site.
+/// What a client does in each of its turns.
 #[derive(Clone, Copy, Debug)]
-enum Step {
-    Memory,
-    Request(usize, Figure),
+enum Work {
+    Requests(usize, Figure),
     Bulk,
-    Cycles,
     Connects,
+    Cycles,
 }
 
-/// In this order: memory first, before anything that ends slowly was begun.
-const STEPS: &[(Part, Step)] = &[
-    (Part::Memory, Step::Memory),
-    (Part::Requests, Step::Request(64, REQUEST_64)),
-    (Part::Requests, Step::Request(4096, REQUEST_4K)),
-    (Part::Requests, Step::Request(65_536, REQUEST_64K)),
-    (Part::Requests, Step::Request(500_000, REQUEST_500K)),
-    (Part::Bulk, Step::Bulk),
-    (Part::Connect, Step::Connects),
-    (Part::Connections, Step::Cycles),
+/// In this order.
+const WORKS: &[(Part, Work)] = &[
+    (Part::Requests, Work::Requests(64, REQUEST_64)),
+    (Part::Requests, Work::Requests(4096, REQUEST_4K)),
+    (Part::Requests, Work::Requests(65_536, REQUEST_64K)),
+    (Part::Requests, Work::Requests(500_000, REQUEST_500K)),
+    (Part::Bulk, Work::Bulk),
+    (Part::Connect, Work::Connects),
+    (Part::Connections, Work::Cycles),
 ];
 
-/// Measures all `sites`, one after the other in each step, each round beginning
-/// with another one.
+/// Measures all `sites`, one after the other in each step, each turn beginning
+/// with another one. Memory first, before anything that ends slowly was begun.
 pub(crate) fn measure(
     sites: &[Site],
     effort: &Effort,
@@ -116,27 +122,39 @@ pub(crate) fn measure(
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
-    let has_use = |part| part != Part::Memory || sites.iter().all(Site::shows_its_memory);
-    let steps = STEPS
-        .iter()
-        .filter(|(part, _)| wanted(*part) && has_use(*part));
-    // All rounds of the memory come first.
-    let (memory, others): (Vec<_>, Vec<_>) = steps.partition(|(part, _)| *part == Part::Memory);
-    let start = Instant::now();
-    for steps in [memory, others] {
-        let first = Instant::now();
-        for round in 0..effort.rounds {
-            let each = first.elapsed() / u32::try_from(round.max(1)).unwrap_or(u32::MAX);
-            if round > 0 && start.elapsed() + each > effort.limit {
-                break;
+    if wanted(Part::Memory) && sites.iter().all(Site::shows_its_memory) {
+        let mut sites: Vec<&Site> = sites.iter().collect();
+        for _ in 0..effort.rounds {
+            for site in &sites {
+                go_on(interrupt)?;
+                let held = memory(site, effort.held);
+                report.add(site.kind().name(), MEMORY, site.name(), held);
             }
-            for (_, step) in &steps {
-                for turn in 0..sites.len() {
-                    go_on(interrupt)?;
-                    step.run(&sites[(round + turn) % sites.len()], effort, report);
-                }
-            }
+            sites.rotate_left(1);
         }
+    }
+    let works = WORKS.iter().filter(|(part, _)| wanted(*part));
+    let mut steps: Vec<Vec<Series<'_>>> = works
+        .map(|(_, work)| {
+            let start = |site| Series::start(site, *work, effort);
+            sites.iter().map(start).collect()
+        })
+        .collect();
+    let start = Instant::now();
+    for _ in 0..effort.turns {
+        if start.elapsed() > effort.limit {
+            break;
+        }
+        for series in &mut steps {
+            for one in &mut *series {
+                go_on(interrupt)?;
+                one.turn(effort, report);
+            }
+            series.rotate_left(1);
+        }
+    }
+    for series in steps.iter().flatten() {
+        series.end(report);
     }
     Ok(())
 }
@@ -159,41 +177,72 @@ pub(crate) fn rate(done: Done) -> f64 {
     done.count as f64 / (micro(done.took) / 1e6)
 }
 
-impl Step {
-    fn run(self, site: &Site, effort: &Effort, report: &mut Report) {
+/// The turns of one client of one site.
+struct Series<'site> {
+    site: &'site Site,
+    work: Work,
+    client: Client,
+    /// Of all turns: the tail of one would be its slowest call.
+    times: Times,
+}
+
+impl<'site> Series<'site> {
+    fn start(site: &'site Site, work: Work, effort: &Effort) -> Self {
         let to = site.target();
-        let setting = site.kind().name();
-        let mut add = |figure, value| report.add(setting, figure, site.name(), value);
-        match self {
-            Self::Memory => add(MEMORY, memory(site, effort.held)),
-            Self::Request(size, figure) => {
-                let time = effort.requests;
-                let (took, cpu): (Latency, _) = site.measure(&Job::Requests { to, size, time });
-                add(figure, micro(took.p50));
+        let (threads, rate) = (AT_ONCE, effort.rate);
+        let client = site.client(match work {
+            Work::Requests(size, _) => Job::Requests { to, size },
+            Work::Bulk => Job::Bulk { to },
+            Work::Connects => Job::Connects { to, rate },
+            Work::Cycles => Job::Cycles { to, threads },
+        });
+        Self {
+            site,
+            work,
+            client,
+            times: Times::new(),
+        }
+    }
+
+    fn turn(&mut self, effort: &Effort, report: &mut Report) {
+        let (setting, name) = (self.site.kind().name(), self.site.name());
+        let mut add = |figure, value| report.add(setting, figure, name, value);
+        let before = self.site.cpu();
+        let others = || self.site.cpu().saturating_sub(before);
+        match self.work {
+            Work::Requests(_, figure) => {
+                let took: Latency = self.client.work(effort.requests);
+                add(figure, took.times.micro(0.5));
                 if figure == REQUEST_64 {
-                    add(REQUEST_64_P99, micro(took.p99));
-                    add(REQUEST_CPU, each(cpu, took.cpu, took.count));
+                    add(REQUEST_CPU, each(others(), took.cpu, took.count));
+                    self.times.add(&took.times);
                 }
             }
-            Self::Bulk => {
-                let time = effort.flood;
-                let (done, _): (Done, _) = site.measure(&Job::Bulk { to, time });
-                add(BULK, rate(done) * 8.0 / 1e9);
-            }
-            Self::Cycles => {
-                let (time, threads) = (effort.flood, AT_ONCE);
-                let (done, cpu): (Done, _) = site.measure(&Job::Cycles { to, threads, time });
+            Work::Bulk => add(BULK, rate(self.client.work(effort.flood)) * 8.0 / 1e9),
+            Work::Cycles => {
+                let done: Done = self.client.work(effort.flood);
                 add(CYCLES, rate(done));
-                add(CYCLES_CPU, each(cpu, done.cpu, done.count));
+                add(CYCLES_CPU, each(others(), done.cpu, done.count));
             }
-            Self::Connects => {
-                let (time, rate) = (effort.connects, effort.rate);
-                let (took, _): (Latency, _) = site.measure(&Job::Connects { to, rate, time });
-                add(CONNECT_P50, micro(took.p50));
-                add(CONNECT_P99, micro(took.p99));
-                add(CONNECT_P999, micro(took.p999));
-                add(CONNECT_CALL, micro(took.call));
+            Work::Connects => {
+                let took: Latency = self.client.work(effort.connects);
+                add(CONNECT_P50, took.times.micro(0.5));
+                add(CONNECT_CALL, took.calls.micro(0.5));
+                self.times.add(&took.times);
             }
+        }
+    }
+
+    /// What can only be said of all turns.
+    fn end(&self, report: &mut Report) {
+        let tails: &[(Figure, f64)] = match self.work {
+            Work::Requests(_, REQUEST_64) => &[(REQUEST_64_P99, 0.99)],
+            Work::Connects => &[(CONNECT_P99, 0.99), (CONNECT_P999, 0.999)],
+            Work::Requests(..) | Work::Bulk | Work::Cycles => &[],
+        };
+        let (setting, name) = (self.site.kind().name(), self.site.name());
+        for &(figure, quantile) in tails {
+            report.add(setting, figure, name, self.times.micro(quantile));
         }
     }
 }

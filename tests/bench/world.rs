@@ -24,9 +24,10 @@ use shunt_tests::{
 };
 
 use crate::{
+    client::Client,
     load::Job,
     proxy::{INBOUND_PORT, OUTBOUND_PORT, PASSED, Routes},
-    role::{Cores, Role, cpu_time, do_job, on_core},
+    role::{Cores, Role, cpu_time, on_core},
 };
 
 /// Where the application that is called listens.
@@ -238,19 +239,21 @@ impl Site {
         }
     }
 
-    /// Has the client do a job; also returns the CPU time that all others on the
-    /// way have used meanwhile.
+    /// Starts a client of its own for this job.
     ///
     /// # Panics
     ///
-    /// When the job fails.
-    pub(crate) fn measure<T: for<'a> serde::Deserialize<'a>>(&self, job: &Job) -> (T, Duration) {
-        let before = self.cpu();
-        let result = on_core(self.cores.client, || do_job(self.client_pod.netns(), job));
-        (result, self.cpu().saturating_sub(before))
+    /// When it cannot be started, or cannot connect.
+    pub(crate) fn client(&self, job: Job) -> Client {
+        Client::start(self.client_pod.netns(), self.cores.client, job)
     }
 
-    fn cpu(&self) -> Duration {
+    /// CPU time that all on the way but the client have used.
+    ///
+    /// # Panics
+    ///
+    /// When one of them has ended.
+    pub(crate) fn cpu(&self) -> Duration {
         let proxies = self.sidecars.pids();
         let all = proxies.into_iter().chain([self.server.pid()]);
         all.map(cpu_time).sum()
