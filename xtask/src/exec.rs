@@ -5,7 +5,7 @@
 
 use std::{
     convert::Infallible,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{self, BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -22,11 +22,26 @@ pub(crate) struct Step {
     remedy: String,
 }
 
+/// What `cargo run` tells xtask of itself. A build script that looks at it, such as
+/// ring's, would be run again whenever `cargo` and `cargo xtask` take turns, and all that
+/// depends on it compiled again.
+fn of_this_package() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    })
+}
+
 impl Step {
     /// `purpose` completes the sentence "… failed", e.g. "installing iptables".
     pub(crate) fn new(program: impl AsRef<OsStr>, purpose: impl Into<String>) -> Self {
+        let mut command = Command::new(program);
+        for name in of_this_package() {
+            command.env_remove(name);
+        }
         Self {
-            command: Command::new(program),
+            command,
             purpose: purpose.into(),
             remedy: String::new(),
         }
