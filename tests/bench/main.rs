@@ -39,7 +39,6 @@ use machine::Machine;
 use report::Report;
 use role::Cores;
 use rounds::Effort;
-use scheduling::Awake;
 use world::{Kind, Site, Way};
 
 #[derive(Debug, Parser)]
@@ -174,7 +173,6 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     let mut report = Report::new(Machine::this(), effort.to_string());
     println!("{}", report.machine);
     let cores = Cores::choose();
-    let _awake = Awake::keep(cores);
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());
         let mut sites = Vec::new();
