@@ -48,6 +48,21 @@ pub fn programs(status: &Value) -> BTreeMap<String, u64> {
     objects(status, "programs")
 }
 
+/// How many of its programs an agent has attached to the cgroup at `path`, as it says.
+///
+/// # Panics
+///
+/// When `status` does not have the shape of one.
+pub fn said_to_be_attached(status: &Value, path: &Path) -> usize {
+    let programs = status["programs"].as_array();
+    let programs = programs.unwrap_or_else(|| panic!("status has no programs: {status}"));
+    let path = path.to_str();
+    let there = programs.iter();
+    there
+        .filter(|program| program["attached_to"].as_str() == path)
+        .count()
+}
+
 /// Whether the kernel still holds a program.
 ///
 /// # Panics

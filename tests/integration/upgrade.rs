@@ -105,11 +105,12 @@ fn there_and_back(to: &Path, arguments: &[&str], keeps_peers: bool) {
 
 /// Waits until no programs of a former agent follow its connections any more.
 fn wait_until_alone(world: &World, agent: &Agent) {
-    let own = bpf::programs(&agent.status());
-    let of_cgroup = own.keys().filter(|name| *name != "shunt_lookup").count();
+    let cgroup = world.node.cgroup().path();
+    let own = bpf::said_to_be_attached(&agent.status(), cgroup);
+    assert!(own > 0, "none is attached to {}", cgroup.display());
     wait_until("the former programs to be gone", || {
-        let attached = bpf::attached_to_cgroup(world.node.cgroup().path());
-        (attached == of_cgroup)
+        let attached = bpf::attached_to_cgroup(cgroup);
+        (attached == own)
             .then_some(())
             .ok_or_else(|| format!("{attached} are attached"))
     });
