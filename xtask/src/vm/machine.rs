@@ -13,13 +13,59 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::kernel::Kernel;
+use crate::arch::Arch;
 
-/// What QEMU is called: the VMs are x86-64 machines.
-const PROGRAM: &str = "qemu-system-x86_64";
+/// What differs between kinds of machines.
+struct Board {
+    /// What QEMU is called for them.
+    program: &'static str,
+    /// What QEMU emulates.
+    machine: &'static [&'static str],
+    /// What the kernel is told: where its console is, which is the first serial line, to end
+    /// when it panics, and what else it needs.
+    parameters: &'static str,
+    /// The second serial line, on QEMU's own input and output.
+    second_line: &'static [&'static str],
+    /// What the kernel calls that.
+    second_line_name: &'static str,
+}
 
-/// What the kernel is told: where its console is, to end when it panics, and not to
-/// check an emulated timer, which is too late on a busy machine.
-const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check";
+/// A PC. An emulated timer, which the kernel is not to check, is too late on a busy machine.
+const PC: Board = Board {
+    program: "qemu-system-x86_64",
+    machine: &[],
+    parameters: "console=ttyS0 panic=-1 no_timer_check",
+    second_line: &["-serial", "stdio"],
+    second_line_name: "ttyS1",
+};
+
+/// QEMU's own arm64 machine. It has one serial line, the second is a card.
+const VIRT: Board = Board {
+    program: "qemu-system-aarch64",
+    machine: &["-machine", "virt"],
+    parameters: "console=ttyAMA0 panic=-1",
+    second_line: &[
+        "-chardev",
+        "stdio,id=second",
+        "-device",
+        "pci-serial,chardev=second",
+    ],
+    second_line_name: "ttyS0",
+};
+
+impl Board {
+    const fn of(arch: Arch) -> &'static Self {
+        match arch {
+            Arch::X86_64 => &PC,
+            Arch::Aarch64 => &VIRT,
+        }
+    }
+}
+
+/// What the kernel of such a machine calls the line that [`Machine::run`] reads.
+pub(super) const fn second_line(arch: Arch) -> &'static str {
+    Board::of(arch).second_line_name
+}
 
 /// What it says of itself: to a file more than to somebody at a terminal.
 const LOUD: &str = "loglevel=6";
@@ -57,11 +103,11 @@ impl Machine<'_> {
     ) -> Result<End> {
         let mut child = self
             .command(LOUD, &format!("file:{}", console.display()))
-            .args(["-serial", "stdio"])
+            .args(self.board().second_line)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {PROGRAM}"))?;
+            .with_context(|| format!("cannot start {}", self.board().program))?;
         let stdout = child.stdout.take().context("the pipe was just asked for")?;
         let guard = Guard(Arc::new(Mutex::new(child)));
         let timer = guard.end_after(limit);
@@ -78,14 +124,16 @@ impl Machine<'_> {
     pub(super) fn attached(&self) -> Result<ExitStatus> {
         self.command(QUIET, "mon:stdio")
             .status()
-            .with_context(|| format!("cannot start {PROGRAM}"))
+            .with_context(|| format!("cannot start {}", self.board().program))
     }
 
     /// The command that starts it; its first serial line, which is its console, goes to
     /// `console`.
     fn command(&self, loudness: &str, console: &str) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let board = self.board();
+        let mut command = Command::new(board.program);
         command
+            .args(board.machine)
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-smp", "2", "-m", MEMORY])
             .args(acceleration(self.kernel))
@@ -93,9 +141,13 @@ impl Machine<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.image)
-            .args(["-append", &format!("{PARAMETERS} {loudness}")])
+            .args(["-append", &format!("{} {loudness}", board.parameters)])
             .args(["-serial", console]);
         command
+    }
+
+    fn board(&self) -> &'static Board {
+        Board::of(self.kernel.arch)
     }
 }
 
@@ -103,7 +155,7 @@ impl Machine<'_> {
 fn acceleration(kernel: &Kernel) -> [&'static str; 4] {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag| processor.split_whitespace().any(|word| word == flag);
-    if has("vmx") || has("svm") {
+    if kernel.arch == Arch::X86_64 && (has("vmx") || has("svm")) {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
         ["-accel", "tcg,thread=multi", "-cpu", emulated(kernel)]
@@ -113,11 +165,14 @@ fn acceleration(kernel: &Kernel) -> [&'static str; 4] {
 /// The emulated processor. QEMU 7.2's cmpxchg16b leaves garbage in the flags, of which the
 /// allocator of 6.12 died with a double fault; newer kernels need it: without it they have
 /// no memory for the storage of sockets where they may not wait (`kmalloc_nolock`).
+///
+/// For arm64 it is a processor of servers. `max` would sign and check pointers, which takes
+/// its time.
 fn emulated(kernel: &Kernel) -> &'static str {
-    if kernel.series == "6.12" {
-        "max,-cx16"
-    } else {
-        "max"
+    match (kernel.arch, kernel.series.as_str()) {
+        (Arch::Aarch64, _) => "neoverse-n1",
+        (Arch::X86_64, "6.12") => "max,-cx16",
+        (Arch::X86_64, _) => "max",
     }
 }
 

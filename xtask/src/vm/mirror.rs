@@ -1,18 +1,26 @@
-//! Where the kernels come from: Debian's suites, on the mirror that this machine's apt uses.
+//! Where kernels and programs come from: Debian's suites, on the mirror that this machine's apt uses.
 
 use anyhow::{Context as _, Result};
 
 use crate::exec::Step;
 
-/// The suites that are looked through.
+/// The suites that are looked through for kernels.
 const SUITES: [&str; 4] = ["bookworm", "trixie", "trixie-backports", "sid"];
 
 /// With which the lists are signed, unless the machine's sources name another.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The suite of the programs in a VM, those of Debian 12 as on the machine itself.
+const PROGRAMS: [&str; 1] = ["bookworm"];
+
 /// The sources of an apt that knows the kernels: a file and its text.
-pub(super) fn sources() -> Result<(String, String)> {
-    Ok(("kernels.list".to_owned(), lines(&mirror()?)))
+pub(super) fn kernels() -> Result<(String, String)> {
+    Ok(("kernels.list".to_owned(), lines(&mirror()?, &SUITES)))
+}
+
+/// The sources of an apt that knows the programs of another kind of machine.
+pub(super) fn programs() -> Result<(String, String)> {
+    Ok(("programs.list".to_owned(), lines(&mirror()?, &PROGRAMS)))
 }
 
 /// Where Debian's archive is, and with what it is signed.
@@ -56,11 +64,10 @@ fn mirror_of(line: &str) -> Option<Mirror> {
     })
 }
 
-fn lines(mirror: &Mirror) -> String {
+fn lines(mirror: &Mirror, suites: &[&str]) -> String {
     let Mirror { uri, keyring } = mirror;
-    SUITES
-        .map(|suite| format!("deb [signed-by={keyring} target=Packages] {uri} {suite} main\n"))
-        .concat()
+    let line = |suite| format!("deb [signed-by={keyring} target=Packages] {uri} {suite} main\n");
+    suites.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -94,7 +101,7 @@ mod tests {
             uri: "http://mirror.example/".to_owned(),
             keyring: KEYRING.to_owned(),
         };
-        let lines = lines(&mirror);
+        let lines = lines(&mirror, &SUITES);
         assert_eq!(lines.lines().count(), SUITES.len());
         assert!(
             lines.ends_with("http://mirror.example/ sid main\n"),
