@@ -58,15 +58,6 @@ impl Target {
         }
     }
 
-    /// How the tests are built: for arm64 optimised, because an emulator runs them, and the
-    /// library, which is built as they are.
-    pub(crate) fn profile_of_tests(&self) -> &'static [&'static str] {
-        match self {
-            Self::Native => &[],
-            Self::Aarch64(_) => &["--release"],
-        }
-    }
-
     /// Binutils' `strip`, for its programs.
     pub(crate) fn strip(&self, purpose: &str) -> Step {
         match self {

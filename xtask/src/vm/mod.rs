@@ -192,7 +192,11 @@ fn programs(target: &Target, tests: &[String], core: bool) -> Result<(Vec<Packed
             image::ENVOY,
         ));
     }
-    build::agent(target)?;
+    match target {
+        Target::Native => build::agent(target)?,
+        // It is there, or the one with another layout is in its place.
+        Target::Aarch64(_) => drop(integration_tests(target)?),
+    }
     Ok(programs
         .into_iter()
         .map(|(variable, from, to)| (packed(from, to), (variable, to)))
@@ -206,17 +210,20 @@ fn packed(from: PathBuf, to: &str) -> Packed {
     }
 }
 
-/// The binary of the integration tests; for this machine the one that runs here.
+/// The binary of the integration tests; for this machine the one that runs here. For arm64
+/// it is built with the agent and as that is, so that every crate is compiled once.
 fn integration_tests(target: &Target) -> Result<PathBuf> {
+    let (subcommand, selection): (_, &[&str]) = match target {
+        Target::Native => ("test", &["--no-run"]),
+        Target::Aarch64(_) => (
+            "build",
+            &["--release", "--package", "shunt", "--bin", "shunt"],
+        ),
+    };
     let messages = target
-        .cargo("test", "building the integration tests")
-        .args([
-            "--locked",
-            "--no-run",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .args(target.profile_of_tests())
+        .cargo(subcommand, "building the integration tests")
+        .args(["--locked", "--message-format", "json-render-diagnostics"])
+        .args(selection)
         .args(["--package", "shunt-tests", "--test", "integration"])
         .dir(&paths::root())
         .remedy("Read the compiler's first error: `cargo test --no-run -p shunt-tests`.")
