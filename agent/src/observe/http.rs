@@ -1,7 +1,7 @@
 //! HTTP for whoever reaches the port: how many connections there are, and for how long
 //! one may be silent, is bounded, so that nobody can fill the agent's memory.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -12,7 +12,6 @@ use hyper_util::{
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
 };
 
@@ -33,20 +32,15 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers for ever. When this future is dropped, so are its connections.
 pub(super) async fn serve(listener: TcpListener, router: Router) -> Infallible {
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = Arc::clone(&free).acquire_owned().await else {
-            unreachable!("the semaphore is never closed")
-        };
         while connections.try_join_next().is_some() {}
+        if connections.len() >= CONNECTIONS {
+            connections.join_next().await;
+        }
         match listener.accept().await {
             Ok((stream, _)) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    answer(stream, router).await;
-                    drop(place);
-                });
+                connections.spawn(answer(stream, router.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection for health and metrics");

@@ -1,14 +1,18 @@
 //! What no context field says, read from the kernel's own structures.
 //!
-//! A read of the wrong address gives an error or a wrong value, never a crash:
-//! `bpf_probe_read_kernel` is made for that. The offsets come from the BTF of
-//! the running kernel.
+//! There are two ways. An [`Address`] is a number, read by `bpf_probe_read_kernel`:
+//! a wrong one gives an error or a wrong value, never a crash. A [`Structure`] is a
+//! pointer whose type the verifier knows, read without a helper. The offsets come
+//! from the BTF of the running kernel.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::read_volatile};
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_probe_read_kernel, generated::bpf_ktime_get_coarse_ns},
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skc_to_tcp_sock},
+    },
 };
 use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
 
@@ -78,11 +82,59 @@ impl Address {
     }
 }
 
-/// Nanoseconds since the node started, to the tick.
+/// A structure of the kernel's whose type the verifier knows. Its fields are
+/// loaded without a helper; the offsets are the running kernel's, and constants to
+/// the verifier, which checks them. Where a structure is gone meanwhile, 0 is
+/// loaded.
+#[derive(Clone, Copy)]
+pub struct Structure(*const u8);
+
+impl Structure {
+    /// The `struct tcp_sock` of a socket; `None` when it is no TCP socket (Linux 5.9).
+    #[inline(always)]
+    pub fn tcp_sock(socket: Socket) -> Option<Self> {
+        // SAFETY: a Socket is what a context or an iterator gave.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(socket.as_ptr()) };
+        (!tcp.is_null()).then_some(Self(tcp.cast()))
+    }
+
+    /// A field of four bytes.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> u32 {
+        // SAFETY: the verifier checks the offset and the width, and the kernel
+        // takes care of a page that is not there.
+        unsafe { read_volatile(self.0.add(offset as usize).cast()) }
+    }
+
+    /// A field of eight bytes.
+    #[inline(always)]
+    pub fn long(self, offset: u32) -> u64 {
+        // SAFETY: as above.
+        unsafe { read_volatile(self.0.add(offset as usize).cast()) }
+    }
+
+    /// What a field that is a pointer points to.
+    #[inline(always)]
+    pub fn follow(self, offset: u32) -> Option<Self> {
+        // SAFETY: as above.
+        let pointer: *const u8 = unsafe { read_volatile(self.0.add(offset as usize).cast()) };
+        (!pointer.is_null()).then_some(Self(pointer))
+    }
+}
+
+/// Nanoseconds since the node started, to the tick. Not for iterators.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: reads the clock.
     unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Milliseconds since the node started, the lower 32 bits; for every program.
+#[inline(always)]
+pub fn now_ms() -> u32 {
+    // SAFETY: reads the clock.
+    let nanoseconds = unsafe { bpf_ktime_get_ns() };
+    (nanoseconds / 1_000_000) as u32
 }
 
 /// The same value, of which the verifier knows nothing any more. It follows every

@@ -11,8 +11,8 @@ use shunt_decide::{Message, Way, splice};
 
 use crate::{
     counters,
-    ctx::{Outgoing, Socket, Structure},
-    kernel::Address,
+    ctx::{Outgoing, Socket},
+    kernel::{Address, Structure},
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
     splice_ends::{has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets},
@@ -29,7 +29,7 @@ pub fn message(call: Outgoing) {
         return;
     }
     let netns = call.netns();
-    let way = match socket.tcp() {
+    let way = match Structure::tcp_sock(socket) {
         Some(tcp) => splice(&facts(call, netns, tcp, sender)),
         None => Way::Tcp(Fallback::Failed),
     };

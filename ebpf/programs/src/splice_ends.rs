@@ -16,7 +16,7 @@ use aya_ebpf::{
         BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
         BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
     },
-    helpers::generated::{bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_update_elem},
+    helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
     END_PASSIVE, END_PROXY, End, EndKey, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings, Sender,
@@ -24,8 +24,8 @@ use shunt_abi::{
 };
 
 use crate::{
-    ctx::{FileVisit, Socket, Structure, TcpEvent},
-    kernel::{self, Address},
+    ctx::{FileVisit, Socket, TcpEvent},
+    kernel::{self, Address, Structure},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
     splice::has_unread,
@@ -155,7 +155,7 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     }
     // The first request and its answer are over before this would be of use.
     let at = offsets();
-    let nonblocking = socket.tcp().is_some_and(|tcp| is_nonblocking(tcp, &at));
+    let nonblocking = Structure::tcp_sock(socket).is_some_and(|tcp| is_nonblocking(tcp, &at));
     if event.data_segments() < 2 || !nonblocking {
         sender.looks += 1;
         return;
@@ -194,7 +194,7 @@ fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
         // In the mode `all` it may have been given something, too.
         take_out(sender);
         if sender.leaving == LEAVING_FOR_A_WHILE {
-            sender.back = now_ms().wrapping_add(AWHILE).max(1);
+            sender.back = kernel::now_ms().wrapping_add(AWHILE).max(1);
             sender.missed = 0;
             sender.looks = 0;
             sender.leaving = 0;
@@ -204,18 +204,10 @@ fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
     }
 }
 
-/// Milliseconds since the node started, the lower 32 bits.
-#[inline(always)]
-fn now_ms() -> u32 {
-    // SAFETY: reads the clock. The coarse one is not for iterators.
-    let nanoseconds = unsafe { bpf_ktime_get_ns() };
-    (nanoseconds / 1_000_000) as u32
-}
-
 /// Whether it has left the map and may not come back yet.
 #[inline(always)]
 fn is_away(sender: &Sender) -> bool {
-    sender.back != 0 && sender.back.wrapping_sub(now_ms()).cast_signed() > 0
+    sender.back != 0 && sender.back.wrapping_sub(kernel::now_ms()).cast_signed() > 0
 }
 
 /// Lets the other end find this one.
@@ -321,7 +313,7 @@ pub fn visited(visit: FileVisit) {
     if sender.member != 0 || sender.known == 0 || sender.leaving != 0 || is_away(sender) {
         return;
     }
-    let (Some(tcp), Some(address)) = (socket.tcp(), Address::of(socket)) else {
+    let (Some(tcp), Some(address)) = (Structure::tcp_sock(socket), Address::of(socket)) else {
         return;
     };
     let Some(end) = ENDS.get_ptr_mut(sender.key) else {

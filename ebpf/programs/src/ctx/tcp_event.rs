@@ -1,0 +1,142 @@
+//! An event in the life of a TCP socket.
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_ops},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+};
+use shunt_abi::{Endpoint, NetnsCookie};
+
+use super::{Socket, of_family};
+
+/// What a `sock_ops` program sees of a TCP socket.
+#[derive(Clone, Copy)]
+pub struct TcpEvent(*mut bpf_sock_ops);
+
+impl TcpEvent {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut bpf_sock_ops) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut bpf_sock_ops {
+        self.0
+    }
+
+    /// Which event, a `BPF_SOCK_OPS_…` code.
+    #[inline(always)]
+    pub fn op(self) -> u32 {
+        read!(self.0, op)
+    }
+
+    /// The state until now, in a state callback.
+    #[inline(always)]
+    pub fn old_state(self) -> u32 {
+        read!(self.0, __bindgen_anon_1.args[0])
+    }
+
+    /// The new state, in a state callback.
+    #[inline(always)]
+    pub fn new_state(self) -> u32 {
+        read!(self.0, __bindgen_anon_1.args[1])
+    }
+
+    /// The network namespace of the socket (Linux 5.14).
+    #[inline(always)]
+    pub fn netns(self) -> NetnsCookie {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// The socket; `None` for one that is not a full socket.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk: *mut bpf_sock = read!(self.0, __bindgen_anon_2.sk);
+        (!sk.is_null()).then(|| Socket(sk.cast()))
+    }
+
+    /// Its family.
+    #[inline(always)]
+    pub fn family(self) -> u32 {
+        read!(self.0, family)
+    }
+
+    /// Its local address and port.
+    #[inline(always)]
+    pub fn local(self) -> Endpoint {
+        let addr = of_family(
+            self.family(),
+            read!(self.0, local_ip4),
+            read_addr6!(self.0, local_ip6),
+        );
+        Endpoint::new(addr, self.local_port())
+    }
+
+    /// Its local port.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        read!(self.0, local_port) as u16
+    }
+
+    /// Its peer's address and port.
+    #[inline(always)]
+    pub fn remote(self) -> Endpoint {
+        let addr = of_family(
+            self.family(),
+            read!(self.0, remote_ip4),
+            read_addr6!(self.0, remote_ip6),
+        );
+        // On both byte orders the port is in the half that a 32-bit swap brings
+        // down: the field is `port << 16` on little endian machines.
+        let port = u32::from_be(read!(self.0, remote_port)) as u16;
+        Endpoint::new(addr, port)
+    }
+
+    /// Asks for callbacks of this socket, beside those already asked for.
+    #[inline(always)]
+    pub fn watch(self, flags: u32) {
+        let asked = read!(self.0, bpf_sock_ops_cb_flags);
+        self.set_watched(asked | flags);
+    }
+
+    /// Asks for no more callbacks of these kinds.
+    #[inline(always)]
+    pub fn unwatch(self, flags: u32) {
+        let asked = read!(self.0, bpf_sock_ops_cb_flags);
+        self.set_watched(asked & !flags);
+    }
+
+    #[inline(always)]
+    fn set_watched(self, flags: u32) {
+        // SAFETY: the context of this very run. It fails only for sockets that
+        // are not full, and then there is nothing to watch.
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// The socket's cookie.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the context of this very run.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// How many segments with data it has sent.
+    #[inline(always)]
+    pub fn data_segments(self) -> u32 {
+        read!(self.0, data_segs_out)
+    }
+
+    /// The sequence number of the first byte that this side sends, and that of
+    /// the first byte of the other side. `active` says that this side called
+    /// connect(): its SYN is among the bytes that the kernel counts.
+    #[inline(always)]
+    pub fn first_bytes(self, active: bool) -> (u32, u32) {
+        let acked = read!(self.0, bytes_acked) as u32;
+        let received = read!(self.0, bytes_received) as u32;
+        let own = read!(self.0, snd_una).wrapping_sub(acked);
+        let remote = read!(self.0, rcv_nxt).wrapping_sub(received);
+        (own.wrapping_add(active as u32), remote)
+    }
+}

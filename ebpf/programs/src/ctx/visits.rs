@@ -1,0 +1,127 @@
+//! What iterators visit: sockets, open files, members of a map.
+
+use core::{ffi::c_void, ptr::read_volatile};
+
+use aya_ebpf::{
+    bindings::{file, seq_file},
+    helpers::generated::{bpf_seq_write, bpf_sock_from_file},
+};
+
+use super::Socket;
+
+/// What an iterator over TCP sockets sees (`struct bpf_iter__tcp`).
+#[derive(Clone, Copy)]
+pub struct Visit(*mut TcpVisit);
+
+/// `struct bpf_iter__tcp`
+#[repr(C)]
+pub struct TcpVisit {
+    meta: *mut c_void,
+    sk_common: *mut c_void,
+    uid: u32,
+}
+
+impl Visit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut TcpVisit) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket; `None` after the last one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk = read!(self.0, sk_common);
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+}
+
+/// What an iterator over open files sees (`struct bpf_iter__task_file`).
+#[derive(Clone, Copy)]
+pub struct FileVisit(*mut TaskFile);
+
+/// `struct bpf_iter__task_file`
+#[repr(C)]
+pub struct TaskFile {
+    meta: *mut c_void,
+    task: *mut c_void,
+    fd: u32,
+    file: *mut file,
+}
+
+impl FileVisit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut TaskFile) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket that the file is; `None` when it is none. `offset` is that of
+    /// `sk` in `struct socket` (Linux 5.11).
+    #[inline(always)]
+    pub fn socket(self, offset: u32) -> Option<Socket> {
+        let file = read!(self.0, file);
+        if file.is_null() {
+            return None;
+        }
+        // SAFETY: a file of this context.
+        let socket = unsafe { bpf_sock_from_file(file) };
+        if socket.is_null() {
+            return None;
+        }
+        // SAFETY: the verifier knows the structure and checks the offset.
+        let sk = unsafe {
+            read_volatile(
+                socket
+                    .cast::<u8>()
+                    .add(offset as usize)
+                    .cast::<*mut c_void>(),
+            )
+        };
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+}
+
+/// What an iterator over a socket map sees (`struct bpf_iter__sockmap`).
+#[derive(Clone, Copy)]
+pub struct MemberVisit(*mut Member);
+
+/// `struct bpf_iter__sockmap`
+#[repr(C)]
+pub struct Member {
+    meta: *mut VisitMeta,
+    map: *mut c_void,
+    key: *mut c_void,
+    sk: *mut c_void,
+}
+
+/// The start of `struct bpf_iter_meta`.
+#[repr(C)]
+struct VisitMeta {
+    seq: *mut seq_file,
+}
+
+impl MemberVisit {
+    /// From the program's context.
+    #[inline(always)]
+    pub const fn new(ctx: *mut Member) -> Self {
+        Self(ctx)
+    }
+
+    /// The socket; `None` after the last one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Socket> {
+        let sk = read!(self.0, sk);
+        (!sk.is_null()).then_some(Socket(sk))
+    }
+
+    /// Adds a byte to what the reader of the iterator reads.
+    #[inline(always)]
+    pub fn tick(self) {
+        let meta = read!(self.0, meta);
+        let seq = read!(meta, seq);
+        let byte = b'.';
+        // SAFETY: the file of this context, and one byte.
+        let _ = unsafe { bpf_seq_write(seq, (&raw const byte).cast(), 1) };
+    }
+}
