@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -136,29 +135,6 @@ impl Drop for Apt {
         // What cannot be removed is written over the next time.
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// Makes these directories below `root` links into `usr` there, as on Debian since 12: of its
-/// packages some have their files in the one, some in the other.
-pub(crate) fn merge(root: &Path, directories: &[&str]) -> Result<()> {
-    for name in directories {
-        let real = Path::new("usr").join(name);
-        fs::create_dir_all(root.join(&real))
-            .and_then(|()| symlink(&real, root.join(name)))
-            .with_context(|| format!("making {} in {}", name, root.display()))?;
-    }
-    Ok(())
-}
-
-/// Unpacks a package below `root`. dpkg-deb would put a directory in the place of a link; tar
-/// keeps it.
-pub(crate) fn unpack(package: &Path, root: &Path) -> Result<()> {
-    Step::new("sh", "unpacking a package")
-        .args(["-c", r#"dpkg-deb --fsys-tarfile "$0" | tar --extract --keep-directory-symlink --directory "$1""#])
-        .arg(package)
-        .arg(root)
-        .output()
-        .map(drop)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

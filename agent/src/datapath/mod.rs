@@ -3,6 +3,7 @@
 mod features;
 mod forward;
 mod hooks;
+mod kernel_types;
 mod layout;
 mod link;
 mod links;
@@ -39,10 +40,10 @@ pub use self::{
 };
 use self::{
     hooks::HOOKS,
+    kernel_types::KernelTypes,
     layout::TakenOver,
     link::{Link, Target},
     links::{Links, Place},
-    offsets::KernelTypes,
     splice::Splicing,
 };
 use crate::{

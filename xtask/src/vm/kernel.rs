@@ -8,13 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::mirror;
-use crate::{
-    apt::{self, Apt},
-    arch::Arch,
-    exec::Step,
-    paths, say,
-};
+use super::{emulator, mirror, unpacked};
+use crate::{apt::Apt, arch::Arch, exec::Step, paths, say};
 
 /// The kernels that the tests run on, the oldest first. Debian has each of them in
 /// one of the suites of [`mirror`], as cloud images, which are small.
@@ -24,9 +19,6 @@ pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
 fn flavour(arch: Arch) -> String {
     format!("-cloud-{}", arch.debian())
 }
-
-/// What names the digests of the packages of a kernel, beside them.
-const DIGESTS: &str = "SHA256SUMS";
 
 /// A kernel that is there to be started.
 #[derive(Clone, Debug)]
@@ -50,7 +42,7 @@ impl Kernel {
 
     /// One that was unpacked below `dir`.
     fn unpacked(arch: Arch, series: &str, dir: &Path) -> Result<Self> {
-        let root = dir.join("root");
+        let root = unpacked::root(dir);
         let modules = only_entry(&root.join("lib/modules"))?;
         let release = modules.file_name().unwrap_or_default();
         let in_boot = format!("boot/vmlinuz-{}", release.display());
@@ -96,8 +88,9 @@ fn chosen_for_ci(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
     KERNELS.iter().filter(wanted).copied().collect()
 }
 
-/// These kernels, downloaded if they are not in the cache.
+/// These kernels, downloaded if they are not in the cache, and what they run in.
 pub(crate) fn ready(arch: Arch, series: &[&str]) -> Result<Vec<Kernel>> {
+    emulator::ready(arch)?;
     let cache = cache(arch)?;
     let missing: Vec<_> = series
         .iter()
@@ -119,24 +112,13 @@ pub(crate) fn ready(arch: Arch, series: &[&str]) -> Result<Vec<Kernel>> {
         .iter()
         .map(|series| {
             let dir = cache.join(series);
-            check(&dir)?;
+            unpacked::check(&dir)?;
             Kernel::unpacked(arch, series, &dir)
         })
         .collect()
 }
 
-/// Compares the packages with the digests that Debian's signed lists had.
-fn check(dir: &Path) -> Result<()> {
-    Step::new("sha256sum", "checking a downloaded kernel")
-        .args(["--check", "--quiet", DIGESTS])
-        .dir(dir)
-        .remedy(format!("Remove {}; it is downloaded again.", dir.display()))
-        .output()
-        .map(drop)
-}
-
-/// Downloads and unpacks one beside its place, and then moves it there: no half
-/// kernel is ever found.
+/// Downloads and unpacks one.
 fn fetch(apt: &Apt, arch: Arch, series: &str, cache: &Path) -> Result<()> {
     let names = apt.names("linux-")?;
     let packages = packages(series, &flavour(arch), &names);
@@ -150,53 +132,15 @@ fn fetch(apt: &Apt, arch: Arch, series: &str, cache: &Path) -> Result<()> {
         "downloading Linux {series} for the test VM: {}",
         packages.join(", ")
     ));
-    let staging = cache.join(format!("partial-{series}-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = fill(apt, &packages, &staging).and_then(|()| {
-        fs::rename(&staging, cache.join(series))
-            .with_context(|| format!("putting Linux {series} into {}", cache.display()))
-    });
-    if done.is_err() {
-        // The error of the download is the one to report.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    done
-}
-
-fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
-    let root = dir.join("root");
-    // Older packages have their modules in /lib, newer ones in /usr/lib.
-    apt::merge(&root, &["lib"])?;
-    let mut digests = String::new();
-    for package in packages {
-        let digest = apt.digest(package)?;
-        apt.download(package, dir)?;
-        let file = file_of(package, dir)?;
-        digests.push_str(&format!("{digest}  {file}\n"));
-    }
-    fs::write(dir.join(DIGESTS), digests)?;
-    check(dir)?;
-    for package in packages {
-        apt::unpack(&dir.join(file_of(package, dir)?), &root)?;
-    }
-    let modules = only_entry(&root.join("lib/modules"))?;
-    Step::new("depmod", "finding out which module needs which")
-        .arg("--basedir")
-        .arg(&root)
-        .arg(modules.file_name().unwrap_or_default())
-        .output()
-        .map(drop)
-}
-
-/// The file that apt downloaded for a package.
-fn file_of(package: &str, dir: &Path) -> Result<String> {
-    let start = format!("{package}_");
-    let mut names = fs::read_dir(dir)?
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .find(|name| name.starts_with(&start))
-        .with_context(|| format!("apt left no file of {package} in {}", dir.display()))
+    unpacked::fetch(apt, &packages, &cache.join(series), |root| {
+        let modules = only_entry(&root.join("lib/modules"))?;
+        Step::new("depmod", "finding out which module needs which")
+            .arg("--basedir")
+            .arg(root)
+            .arg(modules.file_name().unwrap_or_default())
+            .output()
+            .map(drop)
+    })
 }
 
 /// The packages of the newest kernel of a series: one with everything, or the

@@ -12,18 +12,18 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::kernel::Kernel;
+use super::{emulator, kernel::Kernel};
 use crate::arch::Arch;
 
 /// What differs between kinds of machines.
 struct Board {
-    /// What QEMU is called for them.
-    program: &'static str,
     /// What QEMU emulates.
     machine: &'static [&'static str],
     /// What the kernel is told: where its console is, which is the first serial line, to end
     /// when it panics, and what else it needs.
     parameters: &'static str,
+    /// The emulated processor.
+    processor: &'static str,
     /// The second serial line, on QEMU's own input and output.
     second_line: &'static [&'static str],
     /// What the kernel calls that.
@@ -32,18 +32,19 @@ struct Board {
 
 /// A PC. An emulated timer, which the kernel is not to check, is too late on a busy machine.
 const PC: Board = Board {
-    program: "qemu-system-x86_64",
     machine: &[],
     parameters: "console=ttyS0 panic=-1 no_timer_check",
+    processor: "max",
     second_line: &["-serial", "stdio"],
     second_line_name: "ttyS1",
 };
 
-/// QEMU's own arm64 machine. It has one serial line, the second is a card.
+/// QEMU's own arm64 machine. It has one serial line, the second is a card. The processor is
+/// one of servers: `max` would sign and check pointers, which takes its time.
 const VIRT: Board = Board {
-    program: "qemu-system-aarch64",
     machine: &["-machine", "virt"],
     parameters: "console=ttyAMA0 panic=-1",
+    processor: "neoverse-n1",
     second_line: &[
         "-chardev",
         "stdio,id=second",
@@ -102,12 +103,12 @@ impl Machine<'_> {
         mut see: impl FnMut(&str),
     ) -> Result<End> {
         let mut child = self
-            .command(LOUD, &format!("file:{}", console.display()))
+            .command(LOUD, &format!("file:{}", console.display()))?
             .args(self.board().second_line)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", self.board().program))?;
+            .context("cannot start QEMU")?;
         let stdout = child.stdout.take().context("the pipe was just asked for")?;
         let guard = Guard(Arc::new(Mutex::new(child)));
         let timer = guard.end_after(limit);
@@ -122,57 +123,43 @@ impl Machine<'_> {
     /// Runs it to its end, with this terminal as its console. Ctrl-C is for who is in
     /// there; Ctrl-A X ends it.
     pub(super) fn attached(&self) -> Result<ExitStatus> {
-        self.command(QUIET, "mon:stdio")
+        self.command(QUIET, "mon:stdio")?
             .status()
-            .with_context(|| format!("cannot start {}", self.board().program))
+            .context("cannot start QEMU")
     }
 
     /// The command that starts it; its first serial line, which is its console, goes to
     /// `console`.
-    fn command(&self, loudness: &str, console: &str) -> Command {
+    fn command(&self, loudness: &str, console: &str) -> Result<Command> {
         let board = self.board();
-        let mut command = Command::new(board.program);
+        let mut command = emulator::command(self.kernel.arch)?;
         command
             .args(board.machine)
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-smp", "2", "-m", MEMORY])
-            .args(acceleration(self.kernel))
+            .args(self.acceleration())
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.image)
             .args(["-append", &format!("{} {loudness}", board.parameters)])
             .args(["-serial", console]);
-        command
+        Ok(command)
     }
 
     fn board(&self) -> &'static Board {
         Board::of(self.kernel.arch)
     }
-}
 
-/// KVM where the processor has it, which a file alone does not tell.
-fn acceleration(kernel: &Kernel) -> [&'static str; 4] {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |flag| processor.split_whitespace().any(|word| word == flag);
-    if kernel.arch == Arch::X86_64 && (has("vmx") || has("svm")) {
-        ["-accel", "kvm", "-cpu", "host"]
-    } else {
-        ["-accel", "tcg,thread=multi", "-cpu", emulated(kernel)]
-    }
-}
-
-/// The emulated processor. QEMU 7.2's cmpxchg16b leaves garbage in the flags, of which the
-/// allocator of 6.12 died with a double fault; newer kernels need it: without it they have
-/// no memory for the storage of sockets where they may not wait (`kmalloc_nolock`).
-///
-/// For arm64 it is a processor of servers. `max` would sign and check pointers, which takes
-/// its time.
-fn emulated(kernel: &Kernel) -> &'static str {
-    match (kernel.arch, kernel.series.as_str()) {
-        (Arch::Aarch64, _) => "neoverse-n1",
-        (Arch::X86_64, "6.12") => "max,-cx16",
-        (Arch::X86_64, _) => "max",
+    /// KVM where the processor has it, which a file alone does not tell.
+    fn acceleration(&self) -> [&'static str; 4] {
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let has = |flag| processor.split_whitespace().any(|word| word == flag);
+        if self.kernel.arch == Arch::X86_64 && (has("vmx") || has("svm")) {
+            ["-accel", "kvm", "-cpu", "host"]
+        } else {
+            ["-accel", "tcg,thread=multi", "-cpu", self.board().processor]
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Where kernels and programs come from: Debian's suites, on the mirror that this machine's apt uses.
+//! Where kernels, QEMU and programs come from: Debian's suites, on the mirror that this
+//! machine's apt uses.
 
 use anyhow::{Context as _, Result};
 
@@ -6,6 +7,9 @@ use crate::exec::Step;
 
 /// The suites that are looked through for kernels.
 const SUITES: [&str; 4] = ["bookworm", "trixie", "trixie-backports", "sid"];
+
+/// The suite that has a newer QEMU for Debian 12.
+const BACKPORTS: [&str; 1] = ["bookworm-backports"];
 
 /// With which the lists are signed, unless the machine's sources name another.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -21,6 +25,11 @@ pub(super) fn kernels() -> Result<(String, String)> {
 /// The sources of an apt that knows the programs of another kind of machine.
 pub(super) fn programs() -> Result<(String, String)> {
     Ok(("programs.list".to_owned(), lines(&mirror()?, &PROGRAMS)))
+}
+
+/// The sources of an apt that knows a newer QEMU.
+pub(super) fn emulator() -> Result<(String, String)> {
+    Ok(("emulator.list".to_owned(), lines(&mirror()?, &BACKPORTS)))
 }
 
 /// Where Debian's archive is, and with what it is signed.

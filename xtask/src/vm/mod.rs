@@ -3,11 +3,13 @@
 mod core_set;
 mod cpio;
 pub(crate) mod dev;
+mod emulator;
 mod image;
 mod kernel;
 mod machine;
 mod mirror;
 mod session;
+mod unpacked;
 mod userland;
 pub(crate) mod verifier;
 

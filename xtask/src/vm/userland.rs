@@ -4,14 +4,13 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process,
 };
 
 use anyhow::{Context as _, Result};
 
-use super::{image::Packed, mirror};
+use super::{image::Packed, mirror, unpacked};
 use crate::{
-    apt::{self, Apt},
+    apt::Apt,
     arch::Arch,
     exec::{Step, find_program},
     paths, say,
@@ -142,31 +141,21 @@ fn followed(root: &Path, path: &Path) -> PathBuf {
     }
 }
 
-/// Downloads and unpacks the packages beside their place, and then moves them there.
+/// Downloads and unpacks the packages.
 fn fetch(arch: Arch, place: &Path) -> Result<()> {
     say(format!(
         "downloading Debian's programs for {}, for the test VM",
         arch.debian()
     ));
-    let staging = place.with_file_name(format!("{GENERATION}-partial-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = fill(arch, &staging).and_then(|()| {
-        fs::rename(&staging, place)
-            .with_context(|| format!("putting the programs at {}", place.display()))
-    });
-    if done.is_err() {
-        // The error of the download is the one to report.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    done
+    unpacked::beside(place, |root| fill(arch, root))
 }
 
 fn fill(arch: Arch, root: &Path) -> Result<()> {
     let apt = Apt::for_arch(root.join("apt"), arch, &[mirror::programs()?])?;
     apt.update("the package lists of Debian's programs")?;
-    apt::merge(root, &["bin", "sbin", "lib"])?;
+    unpacked::merge(root, &["bin", "sbin", "lib"])?;
     for package in apt.download_with_all_needed(PACKAGES)? {
-        apt::unpack(&package, root)?;
+        unpacked::unpack(&package, root)?;
     }
     for (name, real) in ALTERNATIVES {
         let link = root.join("usr/sbin").join(name);
@@ -181,8 +170,8 @@ mod tests {
 
     #[test]
     fn links_stay_below_the_root() {
-        let root = std::env::temp_dir().join(format!("xtask-userland-{}", process::id()));
-        apt::merge(&root, &["bin", "sbin"]).expect("directories in /tmp");
+        let root = std::env::temp_dir().join(format!("xtask-userland-{}", std::process::id()));
+        unpacked::merge(&root, &["bin", "sbin"]).expect("directories in /tmp");
         fs::write(root.join("bin/kmod"), "").expect("a file in it");
         symlink("/bin/kmod", root.join("sbin/modprobe")).expect("a link in it");
         let userland = Userland::Unpacked(root.clone());

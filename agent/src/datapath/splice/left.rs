@@ -21,7 +21,7 @@ use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 use super::{PATIENCE, SOCKET_MAPS, SPLICE_OBJECT, iterate, of_kernel};
 use crate::{
     bpffs::PinDir,
-    datapath::{offsets::KernelTypes, typed},
+    datapath::{kernel_types::KernelTypes, typed},
 };
 
 /// How long the thread pauses between two looks.

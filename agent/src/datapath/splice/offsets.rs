@@ -3,7 +3,7 @@
 use anyhow::Result;
 use shunt_abi::SpliceOffsets;
 
-use crate::datapath::offsets::KernelTypes;
+use crate::datapath::kernel_types::KernelTypes;
 
 /// The offsets in the running kernel.
 ///

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use shunt_abi::{SpliceMode, SpliceOffsets};
 
 use super::of_kernel;
-use crate::{datapath::offsets::KernelTypes, settings::Splice};
+use crate::{datapath::kernel_types::KernelTypes, settings::Splice};
 
 /// What one trial showed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

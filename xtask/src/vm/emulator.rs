@@ -1,0 +1,126 @@
+//! QEMU: this machine's, or a newer one, which is not installed but kept in the cache.
+//!
+//! For arm64 it is always this machine's. Up to 8 its x86-64 is wrong: an instruction that changes memory and meets a fault there
+//! leaves garbage in the processor's flags. Newer kernels have that happen where they give
+//! memory (cmpxchg16b), and died of a double fault, one in a few starts.
+
+use std::{fs, path::PathBuf, process, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{mirror, unpacked};
+use crate::{apt::Apt, arch::Arch, exec::Step, paths, say};
+
+/// What it is called for x86-64.
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What it is called for arm64.
+const AARCH64: &str = "qemu-system-aarch64";
+
+/// The first version that is right.
+const RIGHT: u32 = 9;
+
+/// Its packages. The libraries that it needs are those of the older one, which is installed.
+const PACKAGES: [&str; 4] = [
+    "qemu-system-common",
+    "qemu-system-data",
+    "qemu-system-x86",
+    "seabios",
+];
+
+/// Where its firmware is, below its files and, what other packages have, on this machine.
+const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+
+/// Downloads a newer one where this machine's is too old.
+pub(super) fn ready(arch: Arch) -> Result<()> {
+    let place = place()?;
+    if arch == Arch::Aarch64 || installed_is_right()? {
+        return Ok(());
+    }
+    if !place.is_dir() {
+        let cache = place.parent().context("it is in the cache")?;
+        fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
+        say("downloading a newer QEMU for the test VM");
+        let apt = Apt::new(
+            cache.join(format!("apt-qemu-{}", process::id())),
+            &[mirror::emulator()?],
+        )?;
+        apt.update("the package lists of Debian's backports")?;
+        unpacked::fetch(&apt, &PACKAGES.map(str::to_owned), &place, |_| Ok(()))?;
+    }
+    unpacked::check(&place)?;
+    let newer = version(&text_of(x86_64()?)?)?;
+    ensure!(
+        newer >= RIGHT,
+        "the QEMU in {} is version {newer}, and {RIGHT} is needed; remove that directory, and \
+         it is downloaded again",
+        place.display()
+    );
+    Ok(())
+}
+
+/// The command that starts it, without what the VM is to be.
+pub(super) fn command(arch: Arch) -> Result<Command> {
+    match arch {
+        Arch::X86_64 => x86_64(),
+        Arch::Aarch64 => Ok(Command::new(AARCH64)),
+    }
+}
+
+fn x86_64() -> Result<Command> {
+    if installed_is_right()? {
+        return Ok(Command::new(PROGRAM));
+    }
+    let root = unpacked::root(&place()?);
+    let mut command = Command::new(root.join("usr/bin").join(PROGRAM));
+    for firmware in FIRMWARE {
+        command.arg("-L").arg(root.join(firmware));
+    }
+    Ok(command)
+}
+
+fn place() -> Result<PathBuf> {
+    Ok(paths::cache()?.join("qemu"))
+}
+
+fn installed_is_right() -> Result<bool> {
+    let said = Step::new(PROGRAM, "asking QEMU for its version")
+        .arg("--version")
+        .output()?;
+    Ok(version(&said)? >= RIGHT)
+}
+
+fn text_of(mut command: Command) -> Result<String> {
+    let output = command
+        .arg("--version")
+        .output()
+        .context("cannot start the newer QEMU")?;
+    ensure!(
+        output.status.success(),
+        "the newer QEMU does not start: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The first number of its version.
+fn version(said: &str) -> Result<u32> {
+    let version = said
+        .split_once("version ")
+        .and_then(|(_, version)| version.split('.').next()?.parse().ok());
+    version.with_context(|| format!("QEMU does not tell its version: {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read() {
+        let read = |said| version(said).ok();
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright";
+        assert_eq!(read(debian), Some(7));
+        assert_eq!(read("QEMU emulator version 10.0.2\n"), Some(10));
+        assert_eq!(read("something else"), None);
+    }
+}
