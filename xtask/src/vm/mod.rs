@@ -122,14 +122,14 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     }
     let ready = setup::ensure(&uses)?;
     let target = Target::new(arch, &ready.toolchain);
+    let series = arguments.kernel.series(arch)?;
+    let kernels = kernel::ready(arch, &series)?;
+    Userland::ready(arch)?;
     let tests = integration_tests(&target)?;
     let selection = arguments.selection();
     let chosen = selection.of(listed(&target, &tests)?)?;
     let (mut files, variables) = programs(&target, &chosen, arguments.core)?;
     files.push(packed(stripped(&target, &tests)?, image::TESTS));
-    let series = arguments.kernel.series(arch)?;
-    let kernels = kernel::ready(arch, &series)?;
-    Userland::ready(arch)?;
     say(format!(
         "{} tests on Linux {} for {}, {} at a time",
         chosen.len(),
