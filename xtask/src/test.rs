@@ -35,8 +35,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stress: u64,
     /// Which mode of splicing is compared with none, in place of the one that the agent
-    /// picks: between, proxy or all
-    #[arg(long, value_name = "MODE")]
+    /// picks
+    #[arg(long, value_name = "MODE", value_parser = ["between", "proxy", "all"])]
     splice: Option<String>,
     /// Where the random ones start from, to repeat a run; chosen and printed when absent.
     /// The second of them has the seed S + 1, and so on

@@ -53,8 +53,7 @@ pub struct Run {
         env = "SHUNT_SPLICE",
         value_enum,
         value_name = "MODE",
-        // Until it has been through more kernels and longer loads: see docs/splicing.md.
-        default_value = "off"
+        default_value = "auto"
     )]
     splice: Splice,
     #[command(flatten)]

@@ -2,7 +2,9 @@
 //!
 //! There are a hundred thousand of them, and a handful is asked for. So they are read where
 //! they lie: one walk finds where each begins, and nothing else is taken out but what
-//! somebody asks for. aya reads them too, and keeps to itself where members are.
+//! somebody asks for. aya reads them too, and keeps to itself where members are. Of the
+//! crates that tell, `btf` makes a flattened copy of each type, which took 0.3 s and 60 MB at
+//! every start, and `btf-rs` is LGPL.
 
 use std::fs;
 

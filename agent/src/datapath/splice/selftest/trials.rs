@@ -54,6 +54,11 @@ const TRIALS: &[Named] = &[
         Splice::Proxy,
         reads_as_ever,
     ),
+    (
+        "a member that goes back to blocking mode reads as ever",
+        Splice::Proxy,
+        blocks_as_ever,
+    ),
     ("splice(2) reads the bytes", Splice::All, is_read_by_splice),
     ("FIONREAD counts the bytes", Splice::All, is_counted),
     (
@@ -230,6 +235,16 @@ fn ends_as_ever(Pair { a, b }: Pair) -> Result<()> {
     Ok(())
 }
 
+/// Only a socket in non-blocking mode is made a member, but nobody is told when its
+/// application changes that.
+fn blocks_as_ever(bench: &mut Bench) -> Result<()> {
+    let Pair { a, b } = bench.pair()?;
+    bench.by_tcp(true)?;
+    let seen = is_woken_by_reset(&a, b);
+    bench.by_tcp(false)?;
+    seen
+}
+
 fn as_ever(pair: &Pair) -> Result<()> {
     let mut room = [0; 64];
     would_block((&pair.a).read(&mut room))?;
@@ -289,10 +304,15 @@ fn waits_after_half_close(bench: &mut Bench) -> Result<()> {
 
 fn reads_the_reset(bench: &mut Bench) -> Result<()> {
     let Pair { a, b } = bench.pair()?;
-    b.set_nonblocking(false)?;
-    let read = blocked_read(&b, || {
-        reset_on_close(&a)?;
-        drop(a);
+    is_woken_by_reset(&b, a)
+}
+
+/// A blocking read of one end, while the other one is reset.
+fn is_woken_by_reset(end: &TcpStream, other: TcpStream) -> Result<()> {
+    end.set_nonblocking(false)?;
+    let read = blocked_read(end, || {
+        reset_on_close(&other)?;
+        drop(other);
         Ok(())
     })?;
     is_reset(read.map(|bytes| bytes.len()))
