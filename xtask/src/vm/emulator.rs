@@ -1,8 +1,9 @@
 //! QEMU: this machine's, or a newer one, which is not installed but kept in the cache.
 //!
-//! For arm64 it is always this machine's. Up to 8 its x86-64 is wrong: an instruction that changes memory and meets a fault there
-//! leaves garbage in the processor's flags. Newer kernels have that happen where they give
-//! memory (cmpxchg16b), and died of a double fault, one in a few starts.
+//! 7.2, which Debian 12 has, is wrong at times: kernels that use cmpxchg16b died of a double
+//! fault, with garbage in the processor's flags. Most likely that is what was repaired in 9:
+//! an instruction that changes memory and meets a fault there left garbage in them. For arm64
+//! it is always this machine's.
 
 use std::{fs, path::PathBuf, process, process::Command};
 
@@ -17,8 +18,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// What it is called for arm64.
 const AARCH64: &str = "qemu-system-aarch64";
 
-/// The first version that is right.
-const RIGHT: u32 = 9;
+/// The oldest version that is taken for right: the one that was tried.
+const RIGHT: u32 = 10;
 
 /// Its packages. The libraries that it needs are those of the older one, which is installed.
 const PACKAGES: [&str; 4] = [
@@ -28,7 +29,7 @@ const PACKAGES: [&str; 4] = [
     "seabios",
 ];
 
-/// Where its firmware is, below its files and, what other packages have, on this machine.
+/// Where its firmware is, below its files.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// Downloads a newer one where this machine's is too old.
