@@ -326,7 +326,7 @@ fn compute_checksums_of(device: &str) {
     // SAFETY: a C structure of integers and pointers, all of which may be zero.
     let mut request: nix::libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {
-        *to = byte.cast_signed();
+        *to = nix::libc::c_char::from_ne_bytes([byte]);
     }
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");

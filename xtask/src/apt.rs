@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::exec::Step;
+use crate::{arch::Arch, exec::Step};
 
 /// An apt of our own, below one directory, which is removed on drop: its lists are large
 /// and soon old.
@@ -21,6 +21,21 @@ impl Apt {
     /// One below `dir` with these files of sources, each a name as apt reads it
     /// (`….list`, `….sources`) and its text. Its lists are empty yet.
     pub(crate) fn new(dir: PathBuf, sources: &[(String, String)]) -> Result<Self> {
+        let text = configuration(&dir);
+        Self::configured(dir, &text, sources)
+    }
+
+    /// The same, for the packages of machines of this kind.
+    pub(crate) fn for_arch(dir: PathBuf, arch: Arch, sources: &[(String, String)]) -> Result<Self> {
+        let debian = arch.debian();
+        let text = format!(
+            "{}APT::Architecture \"{debian}\";\nAPT::Architectures {{ \"{debian}\"; }};\n",
+            configuration(&dir)
+        );
+        Self::configured(dir, &text, sources)
+    }
+
+    fn configured(dir: PathBuf, text: &str, sources: &[(String, String)]) -> Result<Self> {
         let apt = Self { dir };
         for part in ["sources", "lists/partial", "archives/partial"] {
             let part = apt.dir.join(part);
@@ -29,7 +44,7 @@ impl Apt {
         for (name, text) in sources {
             write(&apt.dir.join("sources").join(name), text)?;
         }
-        write(&apt.config(), &configuration(&apt.dir))?;
+        write(&apt.config(), text)?;
         Ok(apt)
     }
 
@@ -74,6 +89,25 @@ impl Apt {
     /// the lists.
     pub(crate) fn download_source(&self, package: &str, to: &Path) -> Result<()> {
         self.fetch(&["source", "--download-only", package], to)
+    }
+
+    /// Downloads packages and all that they need, as for a machine that has nothing yet, and
+    /// gives back their files; apt compares them with the lists.
+    pub(crate) fn download_with_all_needed(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let install = [
+            "install",
+            "--yes",
+            "--download-only",
+            "--no-install-recommends",
+        ];
+        self.fetch(&[&install[..], packages].concat(), &self.dir)?;
+        let archives = self.dir.join("archives");
+        let entries =
+            fs::read_dir(&archives).with_context(|| format!("listing {}", archives.display()))?;
+        let files = entries.flatten().map(|entry| entry.path());
+        Ok(files
+            .filter(|file| file.extension().is_some_and(|extension| extension == "deb"))
+            .collect())
     }
 
     fn fetch(&self, arguments: &[&str], to: &Path) -> Result<()> {

@@ -1,56 +1,77 @@
 //! `cargo xtask build`: the agent, with the BPF programs inside, and the CNI plugin.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    exec::Step,
+    arch::Arch,
     paths, say,
     setup::{self, Use},
+    target::Target,
 };
 
-pub(crate) fn command() -> Result<()> {
-    setup::ensure(&[Use::Build])?;
-    agent()?;
-    say(format!("built {}", paths::release("shunt").display()));
+/// What `cargo xtask build` takes.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The processor to build for. What is built for aarch64 is linked statically, and goes to
+    /// target/aarch64-unknown-linux-gnu/release
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+}
+
+pub(crate) fn command(arguments: &Arguments) -> Result<()> {
+    let uses: &[Use] = match arguments.arch {
+        Arch::X86_64 => &[Use::Build],
+        Arch::Aarch64 => &[Use::Build, Use::Aarch64],
+    };
+    let ready = setup::ensure(uses)?;
+    let target = Target::new(arguments.arch, &ready.toolchain);
+    agent(&target)?;
+    say(format!("built {}", target.release("shunt").display()));
     Ok(())
 }
 
 /// Builds the agent and the CNI plugin for release.
-pub(crate) fn agent() -> Result<()> {
-    release(&["--package", "shunt", "--bins"])
+pub(crate) fn agent(target: &Target) -> Result<()> {
+    release(target, &["--package", "shunt", "--bins"])
 }
 
 /// Builds the agent, and the program of the tests that shows or measures it.
 pub(crate) fn agent_and(program: &str) -> Result<()> {
     let packages = ["--package", "shunt", "--package", "shunt-tests"];
-    release(&[&packages[..], &["--bin", "shunt", "--bin", program]].concat())
+    let selection = [&packages[..], &["--bin", "shunt", "--bin", program]].concat();
+    release(&Target::Native, &selection)
 }
 
 /// Builds the agent with another layout of maps, for the tests of upgrades, and keeps it
-/// at [`paths::other_agent`]. cargo puts both in one place: this one has to be first.
-pub(crate) fn other_agent() -> Result<()> {
-    release(&[
-        "--package",
-        "shunt",
-        "--bin",
-        "shunt",
-        "--features",
-        "other-layout",
-    ])?;
-    let (built, kept) = (paths::release("shunt"), paths::other_agent());
+/// beside the agent. cargo puts both in one place: this one has to be first.
+pub(crate) fn other_agent(target: &Target) -> Result<PathBuf> {
+    release(
+        target,
+        &[
+            "--package",
+            "shunt",
+            "--bin",
+            "shunt",
+            "--features",
+            "other-layout",
+        ],
+    )?;
+    let (built, kept) = (target.release("shunt"), target.other_agent());
     // A program that runs cannot be written to, but replaced.
     let aside = kept.with_extension("new");
     fs::copy(&built, &aside)
         .and_then(|_| fs::rename(&aside, &kept))
-        .with_context(|| format!("keeping {} as {}", built.display(), kept.display()))
+        .with_context(|| format!("keeping {} as {}", built.display(), kept.display()))?;
+    Ok(kept)
 }
 
 /// Builds what `selection` selects, for release.
-pub(crate) fn release(selection: &[&str]) -> Result<()> {
-    Step::new("cargo", "building for release")
-        .args(["build", "--release", "--locked"])
+fn release(target: &Target, selection: &[&str]) -> Result<()> {
+    target
+        .cargo("build", "building for release")
+        .args(["--release", "--locked"])
         .args(selection)
         .dir(&paths::root())
         .remedy("Read the compiler's first error; where it speaks of the BPF toolchain or of bpf-linker, `cargo xtask setup` looks after them.")

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{exec::Step, paths, say, setup};
+use crate::{exec::Step, paths, say, setup, target::Target};
 
 pub(crate) fn command() -> Result<()> {
     say(format!("SHUNT_CACHE={}", paths::cache()?.display()));
@@ -18,7 +18,7 @@ pub(crate) fn command() -> Result<()> {
 fn for_tests() -> Result<[(&'static str, PathBuf); 3]> {
     Ok([
         ("SHUNT_BIN", paths::release("shunt")),
-        ("SHUNT_OTHER_BIN", paths::other_agent()),
+        ("SHUNT_OTHER_BIN", Target::Native.other_agent()),
         (setup::ENVOY_VARIABLE, setup::envoy()?),
     ])
 }

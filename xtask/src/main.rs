@@ -5,6 +5,7 @@
 //! command, and what to do about it.
 
 mod apt;
+mod arch;
 mod bench;
 mod build;
 mod chart;
@@ -18,6 +19,7 @@ mod paths;
 mod run;
 mod setup;
 mod tally;
+mod target;
 mod test;
 mod vm;
 
@@ -50,7 +52,7 @@ enum Task {
     /// downloading one.
     Setup,
     /// Build the agent: target/release/shunt, the BPF programs inside
-    Build,
+    Build(build::Arguments),
     /// Run every test, unit and integration; needs root
     Test(test::Arguments),
     /// Build the agent and run it on this machine, until Ctrl-C; needs root
@@ -87,7 +89,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Setup => setup::command().map(|()| ExitCode::SUCCESS),
-        Task::Build => build::command().map(|()| ExitCode::SUCCESS),
+        Task::Build(arguments) => build::command(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::command(&arguments),
         Task::Run(arguments) => run::command(&arguments).map(|never| match never {}),
         Task::VmTest(arguments) => vm::test(&arguments),

@@ -27,11 +27,6 @@ pub(crate) fn release(name: &str) -> PathBuf {
     target().join("release").join(name)
 }
 
-/// The agent with another layout of maps.
-pub(crate) fn other_agent() -> PathBuf {
-    release("shunt-other")
-}
-
 /// Where downloads are kept, outside the work tree.
 pub(crate) fn cache() -> Result<PathBuf> {
     cache_from(

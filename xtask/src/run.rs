@@ -9,6 +9,7 @@ use crate::{
     exec::Step,
     paths,
     setup::{self, Use},
+    target::Target,
 };
 
 /// What `cargo xtask run` takes.
@@ -27,7 +28,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<Infallible> {
         "the agent needs root because it loads BPF programs and attaches them",
     )?;
     setup::ensure(&[Use::Build])?;
-    build::agent()?;
+    build::agent(&Target::Native)?;
     Step::new(paths::release("shunt"), "starting the agent")
         .arg("run")
         .args(&arguments.arguments)

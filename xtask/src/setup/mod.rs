@@ -11,7 +11,7 @@ mod toolchain;
 use anyhow::{Result, bail};
 
 pub(crate) use self::{
-    envoy::{VARIABLE as ENVOY_VARIABLE, path as envoy},
+    envoy::{VARIABLE as ENVOY_VARIABLE, for_arch as envoy_for, path as envoy},
     helm::path as helm,
     toolchain::Toolchain,
 };
@@ -35,6 +35,8 @@ pub(crate) enum Use {
     Bench,
     /// Run virtual machines.
     Vm,
+    /// Build for arm64, and, with [`Self::Vm`], run such machines.
+    Aarch64,
     /// Run the lints.
     Lint,
     /// Render and check the chart.
@@ -248,6 +250,11 @@ fn package_needs(
         (For::Kubernetes, uses.contains(&Use::Kubernetes)),
         (For::KubernetesBuild, build_kubernetes),
         (For::Vm, uses.contains(&Use::Vm)),
+        (For::Aarch64, uses.contains(&Use::Aarch64)),
+        (
+            For::Aarch64Vm,
+            uses.contains(&Use::Vm) && uses.contains(&Use::Aarch64),
+        ),
     ]
     .into_iter()
     .filter_map(|(need, wanted)| wanted.then_some(need))

@@ -27,6 +27,10 @@ pub(crate) enum For {
     Bench,
     /// Virtual machines with other kernels.
     Vm,
+    /// Building for arm64.
+    Aarch64,
+    /// Virtual machines of that kind.
+    Aarch64Vm,
     /// Clippy on the BPF target, with Debian's toolchain.
     Clippy,
     /// A real node.
@@ -384,6 +388,30 @@ pub(crate) const TABLE: &[Package] = &[
         "kmod",
         Sign::Program("depmod"),
         "finds out which module of such a kernel needs which, and loads them there",
+    ),
+    package(
+        For::Aarch64,
+        "gcc-aarch64-linux-gnu",
+        Sign::Program("aarch64-linux-gnu-gcc"),
+        "links programs for arm64",
+    ),
+    package(
+        For::Aarch64,
+        "libc6-dev-arm64-cross",
+        Sign::File("/usr/aarch64-linux-gnu/include/stdlib.h"),
+        "what is linked with there",
+    ),
+    package(
+        For::Aarch64Vm,
+        "qemu-system-arm",
+        Sign::Program("qemu-system-aarch64"),
+        "runs the tests on arm64, in virtual machines",
+    ),
+    package(
+        For::Aarch64Vm,
+        "qemu-user",
+        Sign::Program("qemu-aarch64"),
+        "asks programs for arm64 what they need, and the tests there for their names",
     ),
 ];
 

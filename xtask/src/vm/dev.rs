@@ -9,12 +9,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    image,
+    image::{self, RESULTS},
     kernel::{self, KERNELS, Kernel},
     packed,
     session::{Session, with_image},
 };
 use crate::{
+    arch::Arch,
     build, paths, say,
     setup::{self, Use},
 };
@@ -66,7 +67,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     let commands = arguments.commands()?;
     setup::ensure(&[Use::Build, Use::Tests, Use::Vm])?;
     build::agent_and("demo")?;
-    let kernels = kernel::ready(&[&arguments.kernel])?;
+    let kernels = kernel::ready(Arch::X86_64, &[&arguments.kernel])?;
     let kernel = kernels.first().context("one was asked for")?;
     match commands {
         Some(commands) => {
@@ -113,8 +114,8 @@ fn shell(kernel: &Kernel) -> Result<ExitCode> {
 fn run(kernel: &Kernel, commands: &str, limit: Duration) -> Result<ExitCode> {
     let run = script(&format!(
         "cat >{COMMANDS} <<'{END}'\n{commands}\n{END}\n\
-         {DEMO} --stay --run {COMMANDS} >/dev/ttyS1 2>&1 </dev/null\n\
-         echo \"{ENDED}$?\" >/dev/ttyS1"
+         {DEMO} --stay --run {COMMANDS} >{RESULTS} 2>&1 </dev/null\n\
+         echo \"{ENDED}$?\" >{RESULTS}"
     ));
     let mut code: Option<u8> = None;
     let session = Session::run("dev", kernel, &files()?, &run, limit, |line| {

@@ -2,17 +2,21 @@
 //!
 //! 7.2, which Debian 12 has, is wrong at times: kernels that use cmpxchg16b died of a double
 //! fault, with garbage in the processor's flags. Most likely that is what was repaired in 9:
-//! an instruction that changes memory and meets a fault there left garbage in them.
+//! an instruction that changes memory and meets a fault there left garbage in them. For arm64
+//! it is always this machine's.
 
 use std::{fs, path::PathBuf, process, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{mirror, unpacked};
-use crate::{apt::Apt, exec::Step, paths, say};
+use crate::{apt::Apt, arch::Arch, exec::Step, paths, say};
 
-/// What it is called: the VMs are x86-64 machines.
+/// What it is called for x86-64.
 const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What it is called for arm64.
+const AARCH64: &str = "qemu-system-aarch64";
 
 /// The oldest version that is taken for right: the one that was tried.
 const RIGHT: u32 = 10;
@@ -29,9 +33,9 @@ const PACKAGES: [&str; 4] = [
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// Downloads a newer one where this machine's is too old.
-pub(super) fn ready() -> Result<()> {
+pub(super) fn ready(arch: Arch) -> Result<()> {
     let place = place()?;
-    if installed_is_right()? {
+    if arch == Arch::Aarch64 || installed_is_right()? {
         return Ok(());
     }
     if !place.is_dir() {
@@ -46,7 +50,7 @@ pub(super) fn ready() -> Result<()> {
         unpacked::fetch(&apt, &PACKAGES.map(str::to_owned), &place, |_| Ok(()))?;
     }
     unpacked::check(&place)?;
-    let newer = version(&text_of(command()?)?)?;
+    let newer = version(&text_of(x86_64()?)?)?;
     ensure!(
         newer >= RIGHT,
         "the QEMU in {} is version {newer}, and {RIGHT} is needed; remove that directory, and \
@@ -57,7 +61,14 @@ pub(super) fn ready() -> Result<()> {
 }
 
 /// The command that starts it, without what the VM is to be.
-pub(super) fn command() -> Result<Command> {
+pub(super) fn command(arch: Arch) -> Result<Command> {
+    match arch {
+        Arch::X86_64 => x86_64(),
+        Arch::Aarch64 => Ok(Command::new(AARCH64)),
+    }
+}
+
+fn x86_64() -> Result<Command> {
     if installed_is_right()? {
         return Ok(Command::new(PROGRAM));
     }

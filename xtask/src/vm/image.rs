@@ -1,5 +1,5 @@
-//! What a test VM finds as its file system: programs of this machine with the
-//! libraries they need, the kernel's modules, the tests. All of it is in memory.
+//! What a test VM finds as its file system: programs with the libraries they need, the
+//! kernel's modules, the tests. All of it is in memory.
 
 use std::{
     collections::BTreeSet,
@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{cpio::Archive, kernel::Kernel};
-use crate::exec::{Step, find_program};
+use super::{cpio::Archive, kernel::Kernel, machine, userland::Userland};
+use crate::arch::Arch;
 
 /// What the tests run as a program, found as a shell finds it. Those of the tests
 /// with real programs (nginx, a JVM, …) are left out: they would be a gigabyte.
@@ -46,8 +46,8 @@ const PROGRAMS: &[&str] = &[
     "wget",
 ];
 
-/// Directories of which everything is taken: what programs load by themselves.
-const DIRECTORIES: &[&str] = &["/etc/iproute2", "/usr/lib/x86_64-linux-gnu/xtables"];
+/// A directory of which everything is taken.
+const NAMES: &str = "/etc/iproute2";
 
 /// Files of the system that programs read.
 const FILES: &[&str] = &[
@@ -56,9 +56,15 @@ const FILES: &[&str] = &[
     "/etc/passwd",
     "/etc/protocols",
     "/etc/services",
-    "/usr/lib/x86_64-linux-gnu/libnss_dns.so.2",
-    "/usr/lib/x86_64-linux-gnu/libnss_files.so.2",
 ];
+
+/// What programs load by themselves, in the directory of the libraries: another directory,
+/// and files.
+const EXTENSIONS: &str = "xtables";
+const LOADED: [&str; 2] = ["libnss_dns.so.2", "libnss_files.so.2"];
+
+/// What a script writes to this is read here, a line at a time.
+pub(super) const RESULTS: &str = "/dev/results";
 
 /// Where the tests expect the agent, in a VM.
 pub(super) const AGENT: &str = "/usr/local/bin/shunt";
@@ -85,14 +91,15 @@ pub(super) struct Packed {
 /// Writes the file system of a VM with `kernel` to `image`. `run` is what the VM
 /// does, as a script; `files` are packed beside the system's.
 pub(super) fn write(image: &Path, kernel: &Kernel, files: &[Packed], run: &str) -> Result<()> {
-    let mut tree = Tree::create(image)?;
-    tree.system()?;
+    let mut tree = Tree::create(image, Userland::of(kernel.arch)?)?;
+    tree.system(kernel.arch)?;
     for file in files {
-        tree.program(&file.from, &file.to)?;
+        tree.program(file)?;
     }
     tree.modules(kernel)?;
     tree.text("/init", 0o755, INIT)?;
     tree.text("/vm/run", 0o755, run)?;
+    tree.text("/vm/results", 0o644, machine::second_line(kernel.arch))?;
     tree.text("/etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n")?;
     tree.text("/etc/resolv.conf", 0o644, "")?;
     tree.finish()
@@ -103,13 +110,15 @@ struct Tree {
     archive: Archive<BufWriter<File>>,
     /// What is in it.
     packed: BTreeSet<PathBuf>,
+    userland: Userland,
 }
 
 impl Tree {
-    fn create(image: &Path) -> Result<Self> {
+    fn create(image: &Path, userland: Userland) -> Result<Self> {
         let mut tree = Self {
             archive: Archive::create(image)?,
             packed: BTreeSet::new(),
+            userland,
         };
         // As on Debian since 12.
         for name in ["bin", "sbin", "lib", "lib64"] {
@@ -135,19 +144,27 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Programs, libraries and files of this machine.
-    fn system(&mut self) -> Result<()> {
-        let busybox = find_program("busybox").context("busybox is not installed")?;
-        self.program(&busybox, Path::new("/usr/bin/busybox"))?;
+    /// Programs and libraries of the userland, and files of this machine, which are the same
+    /// everywhere.
+    fn system(&mut self, arch: Arch) -> Result<()> {
+        let busybox = Packed {
+            to: PathBuf::from("/usr/bin/busybox"),
+            ..self.userland.program("busybox")?
+        };
+        self.program(&busybox)?;
         for name in PROGRAMS {
-            let file = find_program(name).with_context(|| {
-                format!("the program {name} is missing: run `cargo xtask setup`")
-            })?;
-            self.program(&file, &file)?;
+            self.program(&self.userland.program(name)?)?;
         }
-        for directory in DIRECTORIES {
-            self.everything(Path::new(directory), Path::new(directory))?;
+        let libraries = Path::new("/usr/lib").join(arch.multiarch());
+        let extensions = self.userland.packed(libraries.join(EXTENSIONS));
+        self.everything(&extensions.from, &extensions.to)?;
+        for name in LOADED {
+            let loaded = self.userland.packed(libraries.join(name));
+            if loaded.from.is_file() {
+                self.file(&loaded.from, &loaded.to)?;
+            }
         }
+        self.everything(Path::new(NAMES), Path::new(NAMES))?;
         for file in FILES.iter().map(Path::new).filter(|file| file.is_file()) {
             self.file(file, file)?;
         }
@@ -155,10 +172,11 @@ impl Tree {
     }
 
     /// A program, and the libraries that it needs.
-    fn program(&mut self, from: &Path, to: &Path) -> Result<()> {
-        self.file(from, to)?;
-        for library in libraries(from)? {
-            self.file(&library, &library)?;
+    fn program(&mut self, program: &Packed) -> Result<()> {
+        self.file(&program.from, &program.to)?;
+        for library in libraries(&self.userland, &program.from)? {
+            let library = self.userland.packed(library);
+            self.file(&library.from, &library.to)?;
         }
         Ok(())
     }
@@ -268,7 +286,7 @@ fn relative(path: &Path) -> String {
 
 /// The libraries that a program needs, its loader among them; none for a program
 /// that is linked statically and for a script.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+fn libraries(userland: &Userland, program: &Path) -> Result<Vec<PathBuf>> {
     let mut start = Vec::new();
     File::open(program)
         .and_then(|file| file.take(4).read_to_end(&mut start))
@@ -276,11 +294,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     if start != ELF {
         return Ok(Vec::new());
     }
-    let needed = Step::new("sh", "looking for libraries")
-        // ldd fails for a program that needs none.
-        .args(["-c", r#"ldd "$0" || true"#])
-        .arg(program)
-        .output()?;
+    let needed = userland.ldd().arg(program).output()?;
     Ok(needed.lines().filter_map(library).collect())
 }
 

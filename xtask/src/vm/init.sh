@@ -22,8 +22,9 @@ ulimit -l unlimited
 ulimit -n 1048576
 hostname shunt-vm
 ip link set lo up
-# The terminal is to add nothing to what the tests write.
-stty -F /dev/ttyS1 raw
+# The second serial line. A terminal is to add nothing to what the tests write.
+ln -s "$(cat /vm/results)" /dev/results
+stty -F /dev/results raw
 . /vm/run
 # With -no-reboot the machine ends.
 sync

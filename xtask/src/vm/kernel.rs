@@ -9,18 +9,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{emulator, mirror, unpacked};
-use crate::{apt::Apt, exec::Step, paths, say};
+use crate::{apt::Apt, arch::Arch, exec::Step, paths, say};
 
 /// The kernels that the tests run on, the oldest first. Debian has each of them in
 /// one of the suites of [`mirror`], as cloud images, which are small.
 pub(crate) const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.2"];
 
 /// How their packages' names end.
-const FLAVOUR: &str = "-cloud-amd64";
+fn flavour(arch: Arch) -> String {
+    format!("-cloud-{}", arch.debian())
+}
 
 /// A kernel that is there to be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
+    /// The kind of machine that it runs on.
+    pub(crate) arch: Arch,
     /// Its series, one of [`KERNELS`].
     pub(crate) series: String,
     /// The kernel itself.
@@ -37,7 +41,7 @@ impl Kernel {
     }
 
     /// One that was unpacked below `dir`.
-    fn unpacked(series: &str, dir: &Path) -> Result<Self> {
+    fn unpacked(arch: Arch, series: &str, dir: &Path) -> Result<Self> {
         let root = unpacked::root(dir);
         let modules = only_entry(&root.join("lib/modules"))?;
         let release = modules.file_name().unwrap_or_default();
@@ -46,6 +50,7 @@ impl Kernel {
         let image = places.into_iter().find(|place| place.is_file());
         let image = image.with_context(|| format!("{} has no vmlinuz", root.display()))?;
         Ok(Self {
+            arch,
             series: series.to_owned(),
             image,
             modules,
@@ -61,15 +66,19 @@ fn only_entry(dir: &Path) -> Result<PathBuf> {
     Ok(entry.path())
 }
 
-/// Where the kernels are kept, a directory for each series.
-fn cache() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("kernels"))
+/// Where the kernels for `arch` are kept, a directory for each series.
+fn cache(arch: Arch) -> Result<PathBuf> {
+    let name = match arch {
+        Arch::X86_64 => "kernels",
+        Arch::Aarch64 => "kernels-arm64",
+    };
+    Ok(paths::cache()?.join(name))
 }
 
 /// Those that a change is tried on: the oldest and the newest in any case, and each that
 /// is there already.
-pub(crate) fn in_ci() -> Result<Vec<&'static str>> {
-    let cache = cache()?;
+pub(crate) fn in_ci(arch: Arch) -> Result<Vec<&'static str>> {
+    let cache = cache(arch)?;
     Ok(chosen_for_ci(|series| cache.join(series).is_dir()))
 }
 
@@ -80,22 +89,23 @@ fn chosen_for_ci(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
 }
 
 /// These kernels, downloaded if they are not in the cache, and what they run in.
-pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
-    emulator::ready()?;
-    let cache = cache()?;
+pub(crate) fn ready(arch: Arch, series: &[&str]) -> Result<Vec<Kernel>> {
+    emulator::ready(arch)?;
+    let cache = cache(arch)?;
     let missing: Vec<_> = series
         .iter()
         .filter(|series| !cache.join(series).is_dir())
         .collect();
     if !missing.is_empty() {
         fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-        let apt = Apt::new(
+        let apt = Apt::for_arch(
             cache.join(format!("apt-{}", process::id())),
+            arch,
             &[mirror::kernels()?],
         )?;
         apt.update("the package lists of Debian's kernels")?;
         for series in missing {
-            fetch(&apt, series, &cache)?;
+            fetch(&apt, arch, series, &cache)?;
         }
     }
     series
@@ -103,17 +113,20 @@ pub(crate) fn ready(series: &[&str]) -> Result<Vec<Kernel>> {
         .map(|series| {
             let dir = cache.join(series);
             unpacked::check(&dir)?;
-            Kernel::unpacked(series, &dir)
+            Kernel::unpacked(arch, series, &dir)
         })
         .collect()
 }
 
 /// Downloads and unpacks one.
-fn fetch(apt: &Apt, series: &str, cache: &Path) -> Result<()> {
+fn fetch(apt: &Apt, arch: Arch, series: &str, cache: &Path) -> Result<()> {
     let names = apt.names("linux-")?;
-    let packages = packages(series, &names);
+    let packages = packages(series, &flavour(arch), &names);
     if packages.is_empty() {
-        bail!("Debian's lists have no package of Linux {series} for this machine's architecture");
+        bail!(
+            "Debian's lists have no package of Linux {series} for {}",
+            arch.debian()
+        );
     }
     say(format!(
         "downloading Linux {series} for the test VM: {}",
@@ -132,13 +145,13 @@ fn fetch(apt: &Apt, series: &str, cache: &Path) -> Result<()> {
 
 /// The packages of the newest kernel of a series: one with everything, or the
 /// kernel and its modules apart, as newer ones come.
-fn packages(series: &str, names: &[String]) -> Vec<String> {
+fn packages(series: &str, flavour: &str, names: &[String]) -> Vec<String> {
     let versions = |kind_of: &str| {
         let start = format!("linux-{kind_of}-{series}.");
         names
             .iter()
             .filter_map(|name| {
-                let version = name.strip_prefix(&start)?.strip_suffix(FLAVOUR)?;
+                let version = name.strip_prefix(&start)?.strip_suffix(flavour)?;
                 Some((numbers(version), name.clone()))
             })
             .max()
@@ -189,6 +202,7 @@ mod tests {
         ]
         .map(str::to_owned)
         .into();
+        let packages = |series, names: &[String]| packages(series, &flavour(Arch::X86_64), names);
         assert_eq!(
             packages("6.1", &names),
             ["linux-image-6.1.0-50-cloud-amd64"]

@@ -13,10 +13,60 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{emulator, kernel::Kernel};
+use crate::arch::Arch;
 
-/// What the kernel is told: where its console is, to end when it panics, and not to
-/// check an emulated timer, which is too late on a busy machine.
-const PARAMETERS: &str = "console=ttyS0 panic=-1 no_timer_check";
+/// What differs between kinds of machines.
+struct Board {
+    /// What QEMU emulates.
+    machine: &'static [&'static str],
+    /// What the kernel is told: where its console is, which is the first serial line, to end
+    /// when it panics, and what else it needs.
+    parameters: &'static str,
+    /// The emulated processor.
+    processor: &'static str,
+    /// The second serial line, on QEMU's own input and output.
+    second_line: &'static [&'static str],
+    /// What the kernel calls that.
+    second_line_name: &'static str,
+}
+
+/// A PC. An emulated timer, which the kernel is not to check, is too late on a busy machine.
+const PC: Board = Board {
+    machine: &[],
+    parameters: "console=ttyS0 panic=-1 no_timer_check",
+    processor: "max",
+    second_line: &["-serial", "stdio"],
+    second_line_name: "ttyS1",
+};
+
+/// QEMU's own arm64 machine. It has one serial line, the second is a card. The processor is
+/// one of servers: `max` would sign and check pointers, which takes its time.
+const VIRT: Board = Board {
+    machine: &["-machine", "virt"],
+    parameters: "console=ttyAMA0 panic=-1",
+    processor: "neoverse-n1",
+    second_line: &[
+        "-chardev",
+        "stdio,id=second",
+        "-device",
+        "pci-serial,chardev=second",
+    ],
+    second_line_name: "ttyS0",
+};
+
+impl Board {
+    const fn of(arch: Arch) -> &'static Self {
+        match arch {
+            Arch::X86_64 => &PC,
+            Arch::Aarch64 => &VIRT,
+        }
+    }
+}
+
+/// What the kernel of such a machine calls the line that [`Machine::run`] reads.
+pub(super) const fn second_line(arch: Arch) -> &'static str {
+    Board::of(arch).second_line_name
+}
 
 /// What it says of itself: to a file more than to somebody at a terminal.
 const LOUD: &str = "loglevel=6";
@@ -54,7 +104,7 @@ impl Machine<'_> {
     ) -> Result<End> {
         let mut child = self
             .command(LOUD, &format!("file:{}", console.display()))?
-            .args(["-serial", "stdio"])
+            .args(self.board().second_line)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,29 +131,35 @@ impl Machine<'_> {
     /// The command that starts it; its first serial line, which is its console, goes to
     /// `console`.
     fn command(&self, loudness: &str, console: &str) -> Result<Command> {
-        let mut command = emulator::command()?;
+        let board = self.board();
+        let mut command = emulator::command(self.kernel.arch)?;
         command
+            .args(board.machine)
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-smp", "2", "-m", MEMORY])
-            .args(acceleration())
+            .args(self.acceleration())
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(self.image)
-            .args(["-append", &format!("{PARAMETERS} {loudness}")])
+            .args(["-append", &format!("{} {loudness}", board.parameters)])
             .args(["-serial", console]);
         Ok(command)
     }
-}
 
-/// KVM where the processor has it, which a file alone does not tell.
-fn acceleration() -> [&'static str; 4] {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |flag| processor.split_whitespace().any(|word| word == flag);
-    if has("vmx") || has("svm") {
-        ["-accel", "kvm", "-cpu", "host"]
-    } else {
-        ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    fn board(&self) -> &'static Board {
+        Board::of(self.kernel.arch)
+    }
+
+    /// KVM where the processor has it, which a file alone does not tell.
+    fn acceleration(&self) -> [&'static str; 4] {
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let has = |flag| processor.split_whitespace().any(|word| word == flag);
+        if self.kernel.arch == Arch::X86_64 && (has("vmx") || has("svm")) {
+            ["-accel", "kvm", "-cpu", "host"]
+        } else {
+            ["-accel", "tcg,thread=multi", "-cpu", self.board().processor]
+        }
     }
 }
 

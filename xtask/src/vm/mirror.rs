@@ -1,4 +1,5 @@
-//! Where kernels and QEMU come from: Debian's suites, on the mirror that this machine's apt uses.
+//! Where kernels, QEMU and programs come from: Debian's suites, on the mirror that this
+//! machine's apt uses.
 
 use anyhow::{Context as _, Result};
 
@@ -13,9 +14,17 @@ const BACKPORTS: [&str; 1] = ["bookworm-backports"];
 /// With which the lists are signed, unless the machine's sources name another.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The suite of the programs in a VM, those of Debian 12 as on the machine itself.
+const PROGRAMS: [&str; 1] = ["bookworm"];
+
 /// The sources of an apt that knows the kernels: a file and its text.
 pub(super) fn kernels() -> Result<(String, String)> {
     Ok(("kernels.list".to_owned(), lines(&mirror()?, &SUITES)))
+}
+
+/// The sources of an apt that knows the programs of another kind of machine.
+pub(super) fn programs() -> Result<(String, String)> {
+    Ok(("programs.list".to_owned(), lines(&mirror()?, &PROGRAMS)))
 }
 
 /// The sources of an apt that knows a newer QEMU.

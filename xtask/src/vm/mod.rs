@@ -10,6 +10,7 @@ mod machine;
 mod mirror;
 mod session;
 mod unpacked;
+mod userland;
 pub(crate) mod verifier;
 
 use std::{
@@ -24,17 +25,18 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use self::{
-    image::Packed,
+    image::{Packed, RESULTS},
     kernel::{KERNELS, Kernel},
     machine::End,
     session::Session,
+    userland::Userland,
 };
 use crate::{
-    build, complain,
-    exec::Step,
-    paths, say,
+    arch::Arch,
+    build, complain, paths, say,
     setup::{self, Use},
     tally::Tally,
+    target::Target,
 };
 
 /// What `cargo xtask vm-test` takes.
@@ -44,6 +46,10 @@ pub(crate) struct Arguments {
     /// oldest and the newest, and those that are in the cache already
     #[arg(long, value_name = "SERIES", default_value = "all", value_parser = which)]
     kernel: Which,
+    /// The kind of machine. For aarch64 the tests are cross-compiled, and their programs are
+    /// Debian's for arm64
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
     /// How many VMs run side by side; each has two processors
     #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
@@ -79,10 +85,10 @@ enum Which {
 }
 
 impl Which {
-    fn series(&self) -> Result<Vec<&'static str>> {
+    fn series(&self, arch: Arch) -> Result<Vec<&'static str>> {
         match self {
             Self::Named(series) => Ok(series.clone()),
-            Self::Ci => kernel::in_ci(),
+            Self::Ci => kernel::in_ci(arch),
         }
     }
 }
@@ -109,18 +115,26 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         "vm-test",
         "the test VMs need root because what they pack may be readable by root alone",
     )?;
-    setup::ensure(&[Use::Build, Use::Tests, Use::Vm])?;
-    let tests = integration_tests()?;
+    let arch = arguments.arch;
+    let mut uses = vec![Use::Build, Use::Tests, Use::Vm];
+    if arch == Arch::Aarch64 {
+        uses.push(Use::Aarch64);
+    }
+    let ready = setup::ensure(&uses)?;
+    let target = Target::new(arch, &ready.toolchain);
+    let series = arguments.kernel.series(arch)?;
+    let kernels = kernel::ready(arch, &series)?;
+    Userland::ready(arch)?;
+    let tests = integration_tests(&target)?;
     let selection = arguments.selection();
-    let chosen = selection.of(listed(&tests)?)?;
-    let (mut files, variables) = programs(&chosen, arguments.core)?;
-    files.push(packed(stripped(&tests)?, image::TESTS));
-    let series = arguments.kernel.series()?;
-    let kernels = kernel::ready(&series)?;
+    let chosen = selection.of(listed(&target, &tests)?)?;
+    let (mut files, variables) = programs(&target, &chosen, arguments.core)?;
+    files.push(packed(stripped(&target, &tests)?, image::TESTS));
     say(format!(
-        "{} tests on Linux {}, {} at a time",
+        "{} tests on Linux {} for {}, {} at a time",
         chosen.len(),
         series.join(", "),
+        arch.debian(),
         arguments.jobs
     ));
     let run = script(&variables, &selection);
@@ -167,16 +181,24 @@ const WITH_OTHER_AGENT: &str = "another_layout";
 
 /// The programs that these tests start, and the variables that say where they are. The core
 /// set has no Envoy: what is not packed is not unpacked.
-fn programs(tests: &[String], core: bool) -> Result<(Vec<Packed>, Vec<Variable>)> {
-    let mut programs = vec![("SHUNT_BIN", paths::release("shunt"), image::AGENT)];
+fn programs(target: &Target, tests: &[String], core: bool) -> Result<(Vec<Packed>, Vec<Variable>)> {
+    let mut programs = vec![("SHUNT_BIN", target.release("shunt"), image::AGENT)];
     if tests.iter().any(|name| name.contains(WITH_OTHER_AGENT)) {
-        build::other_agent()?;
-        programs.push(("SHUNT_OTHER_BIN", paths::other_agent(), image::OTHER_AGENT));
+        let other = build::other_agent(target)?;
+        programs.push(("SHUNT_OTHER_BIN", other, image::OTHER_AGENT));
     }
     if !core {
-        programs.push((setup::ENVOY_VARIABLE, setup::envoy()?, image::ENVOY));
+        programs.push((
+            setup::ENVOY_VARIABLE,
+            setup::envoy_for(target.arch())?,
+            image::ENVOY,
+        ));
     }
-    build::agent()?;
+    match target {
+        Target::Native => build::agent(target)?,
+        // It is there, or the one with another layout is in its place.
+        Target::Aarch64(_) => drop(integration_tests(target)?),
+    }
     Ok(programs
         .into_iter()
         .map(|(variable, from, to)| (packed(from, to), (variable, to)))
@@ -190,16 +212,20 @@ fn packed(from: PathBuf, to: &str) -> Packed {
     }
 }
 
-/// The binary of the integration tests, the one that runs on this machine.
-fn integration_tests() -> Result<PathBuf> {
-    let messages = Step::new("cargo", "building the integration tests")
-        .args([
-            "test",
-            "--locked",
-            "--no-run",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
+/// The binary of the integration tests; for this machine the one that runs here. For arm64
+/// it is built with the agent and as that is, so that every crate is compiled once.
+fn integration_tests(target: &Target) -> Result<PathBuf> {
+    let (subcommand, selection): (_, &[&str]) = match target {
+        Target::Native => ("test", &["--no-run"]),
+        Target::Aarch64(_) => (
+            "build",
+            &["--release", "--package", "shunt", "--bin", "shunt"],
+        ),
+    };
+    let messages = target
+        .cargo(subcommand, "building the integration tests")
+        .args(["--locked", "--message-format", "json-render-diagnostics"])
+        .args(selection)
         .args(["--package", "shunt-tests", "--test", "integration"])
         .dir(&paths::root())
         .remedy("Read the compiler's first error: `cargo test --no-run -p shunt-tests`.")
@@ -215,10 +241,11 @@ fn integration_tests() -> Result<PathBuf> {
 }
 
 /// The same without what only a debugger reads, nine tenths of it.
-fn stripped(binary: &Path) -> Result<PathBuf> {
+fn stripped(target: &Target, binary: &Path) -> Result<PathBuf> {
     let directory = directory()?;
     let to = directory.join("integration");
-    Step::new("strip", "making the test binary smaller")
+    target
+        .strip("making the test binary smaller")
         .arg("--strip-debug")
         .arg("-o")
         .arg(&to)
@@ -236,8 +263,9 @@ fn directory() -> Result<PathBuf> {
 }
 
 /// The names of the integration tests.
-fn listed(tests: &Path) -> Result<Vec<String>> {
-    let list = Step::new(tests, "listing the integration tests")
+fn listed(target: &Target, tests: &Path) -> Result<Vec<String>> {
+    let list = target
+        .program(tests, "listing the integration tests")
         .args(["--list", "--format", "terse"])
         .output()?;
     let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
@@ -299,7 +327,7 @@ fn script(variables: &[Variable], selection: &Selection) -> String {
         .map(|(name, path)| format!("{name}={path}"))
         .collect();
     format!(
-        "export {}\n{} {} >/dev/ttyS1 2>&1 </dev/null\n",
+        "export {}\n{} {} >{RESULTS} 2>&1 </dev/null\n",
         set.join(" "),
         image::TESTS,
         selection.arguments()

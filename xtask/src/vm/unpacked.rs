@@ -29,22 +29,29 @@ pub(super) fn check(dir: &Path) -> Result<()> {
         .map(drop)
 }
 
-/// Downloads and unpacks packages beside the directory `place`, has `finish` do the rest where
-/// they are, and then moves them there: no half of them is ever found.
+/// Downloads and unpacks packages into the directory `place`, and has `finish` do the rest
+/// where they are.
 pub(super) fn fetch(
     apt: &Apt,
     packages: &[String],
     place: &Path,
     finish: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
+    beside(place, |staging| {
+        fill(apt, packages, staging)?;
+        finish(&root(staging))
+    })
+}
+
+/// Has `work` fill a directory beside `place`, and then moves it there: no half of it is ever
+/// found.
+pub(super) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = place.file_name().unwrap_or_default().display();
     let staging = place.with_file_name(format!("partial-{name}-{}", process::id()));
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = fill(apt, packages, &staging)
-        .and_then(|()| finish(&root(&staging)))
-        .and_then(|()| {
-            fs::rename(&staging, place).with_context(|| format!("making {}", place.display()))
-        });
+    let done = work(&staging).and_then(|()| {
+        fs::rename(&staging, place).with_context(|| format!("making {}", place.display()))
+    });
     if done.is_err() {
         // The error of the download is the one to report.
         let _ = fs::remove_dir_all(&staging);
@@ -55,8 +62,7 @@ pub(super) fn fetch(
 fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
     let root = root(dir);
     // Older packages have their modules in /lib, newer ones in /usr/lib.
-    fs::create_dir_all(root.join("usr/lib"))?;
-    symlink("usr/lib", root.join("lib"))?;
+    merge(&root, &["lib"])?;
     let mut digests = String::new();
     for package in packages {
         let digest = apt.digest(package)?;
@@ -72,8 +78,20 @@ fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// dpkg-deb would put a directory in the place of the link `lib`; tar keeps it.
-fn unpack(package: &Path, root: &Path) -> Result<()> {
+/// Makes these directories below `root` links into `usr` there, as on Debian since 12.
+pub(super) fn merge(root: &Path, directories: &[&str]) -> Result<()> {
+    for name in directories {
+        let real = Path::new("usr").join(name);
+        fs::create_dir_all(root.join(&real))
+            .and_then(|()| symlink(&real, root.join(name)))
+            .with_context(|| format!("making {name} in {}", root.display()))?;
+    }
+    Ok(())
+}
+
+/// Unpacks one below `root`. dpkg-deb would put a directory in the place of a link; tar keeps
+/// it.
+pub(super) fn unpack(package: &Path, root: &Path) -> Result<()> {
     Step::new("sh", "unpacking what was downloaded for the test VM")
         .args(["-c", r#"dpkg-deb --fsys-tarfile "$0" | tar --extract --keep-directory-symlink --directory "$1""#])
         .arg(package)

@@ -7,12 +7,14 @@ use serde_json::Value;
 
 use super::{
     Which,
+    image::RESULTS,
     kernel::{self, Kernel},
     packed,
     session::Session,
     side_by_side, which,
 };
 use crate::{
+    arch::Arch,
     build, complain,
     exec::Step,
     paths, say,
@@ -102,7 +104,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(others) = others {
         let limit = Duration::from_secs(arguments.limit * 60);
-        let kernels = kernel::ready(&others.series()?)?;
+        let kernels = kernel::ready(Arch::X86_64, &others.series(Arch::X86_64)?)?;
         let in_vms = side_by_side(&kernels, arguments.jobs, |kernel| in_vm(kernel, limit));
         found.extend(in_vms.into_iter().collect::<Result<Vec<_>>>()?);
     }
@@ -147,7 +149,7 @@ fn in_vm(kernel: &Kernel, limit: Duration) -> Result<Found> {
         .map(|log| format!("SHUNT_LOG={log} {IN_VM}"))
         .collect();
     let run = format!(
-        "exec >/dev/ttyS1 2>&1 </dev/null\n{} && echo {DONE}\n",
+        "exec >{RESULTS} 2>&1 </dev/null\n{} && echo {DONE}\n",
         loading.join(" && ")
     );
     let name = format!("verifier-{}", kernel.series);
@@ -361,7 +363,7 @@ mod tests {
     fn this_machine_is_one_of_the_kernels() {
         let chosen = |text| {
             let Kernels { host, others } = kernels(text).ok()?;
-            let series = others.map(|others| others.series().expect("they are named"));
+            let series = others.map(|others| others.series(Arch::X86_64).expect("they are named"));
             Some((host, series.map(|series| series.len())))
         };
         assert_eq!(chosen("host"), Some((true, None)));

@@ -232,8 +232,8 @@ fn raise_loopback() -> Result<()> {
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: all zeros are a request without a name.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l'.cast_signed();
-    request.ifr_name[1] = b'o'.cast_signed();
+    request.ifr_name[0] = libc::c_char::from_ne_bytes([b'l']);
+    request.ifr_name[1] = libc::c_char::from_ne_bytes([b'o']);
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: a request with a name that ends, and flags.
     unsafe { set_interface_flags(socket.as_raw_fd(), &raw const request) }?;
