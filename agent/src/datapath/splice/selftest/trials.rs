@@ -215,9 +215,17 @@ fn leaves(bench: &mut Bench) -> Result<()> {
 /// What an application's socket has to do in the mode `proxy`: it is a member,
 /// so that it can send, and what it is sent goes by TCP.
 fn reads_as_ever(bench: &mut Bench) -> Result<()> {
+    without_splicing(bench, |pair| {
+        as_ever(&pair)?;
+        ends_as_ever(pair)
+    })
+}
+
+/// Tries a pair of members whose bytes all go by TCP.
+fn without_splicing(bench: &mut Bench, trial: impl FnOnce(Pair) -> Result<()>) -> Result<()> {
     let pair = bench.pair()?;
     bench.by_tcp(true)?;
-    let seen = as_ever(&pair).and_then(|()| ends_as_ever(pair));
+    let seen = trial(pair);
     bench.by_tcp(false)?;
     seen
 }
@@ -238,11 +246,7 @@ fn ends_as_ever(Pair { a, b }: Pair) -> Result<()> {
 /// Only a socket in non-blocking mode is made a member, but nobody is told when its
 /// application changes that.
 fn blocks_as_ever(bench: &mut Bench) -> Result<()> {
-    let Pair { a, b } = bench.pair()?;
-    bench.by_tcp(true)?;
-    let seen = is_woken_by_reset(&a, b);
-    bench.by_tcp(false)?;
-    seen
+    without_splicing(bench, |Pair { a, b }| is_woken_by_reset(&a, b))
 }
 
 fn as_ever(pair: &Pair) -> Result<()> {
