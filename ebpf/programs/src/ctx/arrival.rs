@@ -3,8 +3,6 @@
 use aya_ebpf::bindings::bpf_sk_lookup;
 use shunt_abi::Endpoint;
 
-use super::of_family;
-
 /// What a `sk_lookup` program sees: a packet that looks for a listener.
 #[derive(Clone, Copy)]
 pub struct Arrival(*mut bpf_sk_lookup);
@@ -37,11 +35,7 @@ impl Arrival {
     /// Where it was sent to.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = of_family(
-            self.family(),
-            read!(self.0, local_ip4),
-            read_addr6!(self.0, local_ip6),
-        );
+        let addr = read_addr!(self.0, local_ip4, local_ip6);
         Endpoint::new(addr, read!(self.0, local_port) as u16)
     }
 
@@ -55,11 +49,7 @@ impl Arrival {
     /// Where it came from.
     #[inline(always)]
     pub fn remote(self) -> Endpoint {
-        let addr = of_family(
-            self.family(),
-            read!(self.0, remote_ip4),
-            read_addr6!(self.0, remote_ip6),
-        );
+        let addr = read_addr!(self.0, remote_ip4, remote_ip6);
         Endpoint::new(addr, u16::from_be(read!(self.0, remote_port)))
     }
 }

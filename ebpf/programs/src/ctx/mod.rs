@@ -35,6 +35,17 @@ macro_rules! read_addr6 {
     };
 }
 
+/// The one of two addresses that the context's family means.
+macro_rules! read_addr {
+    ($ptr:expr, $v4:ident, $v6:ident) => {
+        $crate::ctx::of_family(
+            read!($ptr, family),
+            read!($ptr, $v4),
+            read_addr6!($ptr, $v6),
+        )
+    };
+}
+
 mod address_call;
 mod arrival;
 mod frame;

@@ -5,8 +5,6 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_TCP_ESTABLISHED, bpf_sock};
 use shunt_abi::Addr;
 
-use super::of_family;
-
 /// A socket that a context or an iterator gave, alive while the program runs.
 #[derive(Clone, Copy)]
 pub struct Socket(pub(super) *mut c_void);
@@ -46,11 +44,7 @@ impl FullSocket {
     /// Its local address; unspecified while it is not bound to one.
     #[inline(always)]
     pub fn source(self) -> Addr {
-        of_family(
-            self.family(),
-            read!(self.0, src_ip4),
-            read_addr6!(self.0, src_ip6),
-        )
+        read_addr!(self.0, src_ip4, src_ip6)
     }
 
     /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), or 0.

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use shunt_abi::{Endpoint, NetnsCookie};
 
-use super::{Socket, of_family};
+use super::Socket;
 
 /// What a `sock_ops` program sees of a TCP socket.
 #[derive(Clone, Copy)]
@@ -66,11 +66,7 @@ impl TcpEvent {
     /// Its local address and port.
     #[inline(always)]
     pub fn local(self) -> Endpoint {
-        let addr = of_family(
-            self.family(),
-            read!(self.0, local_ip4),
-            read_addr6!(self.0, local_ip6),
-        );
+        let addr = read_addr!(self.0, local_ip4, local_ip6);
         Endpoint::new(addr, self.local_port())
     }
 
@@ -83,11 +79,7 @@ impl TcpEvent {
     /// Its peer's address and port.
     #[inline(always)]
     pub fn remote(self) -> Endpoint {
-        let addr = of_family(
-            self.family(),
-            read!(self.0, remote_ip4),
-            read_addr6!(self.0, remote_ip6),
-        );
+        let addr = read_addr!(self.0, remote_ip4, remote_ip6);
         // On both byte orders the port is in the half that a 32-bit swap brings
         // down: the field is `port << 16` on little endian machines.
         let port = u32::from_be(read!(self.0, remote_port)) as u16;
