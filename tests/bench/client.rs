@@ -8,7 +8,7 @@ use shunt_tests::{Netns, Owner, Process, deadline::DEADLINE};
 use crate::{
     load::Job,
     role::{Role, on_core},
-    scheduling::{Policy, with_policy},
+    scheduling::with_precedence,
 };
 
 /// A process that works when it is told to, and rests in between. So many can take turns
@@ -26,17 +26,17 @@ impl Client {
     ///
     /// When it cannot be started, or cannot connect.
     pub(crate) fn start(netns: &Netns, core: usize, job: Job) -> Self {
-        let policy = if job.wants_precedence() {
-            Policy::First
-        } else {
-            Policy::Usual
-        };
+        let wants_precedence = job.wants_precedence();
         let role = Role::Client(job);
         let start = || role.start(netns, Owner::APP);
-        Self {
-            process: on_core(core, || with_policy(policy, start)),
-            turns: 0,
-        }
+        let process = on_core(core, || {
+            if wants_precedence {
+                with_precedence(start)
+            } else {
+                start()
+            }
+        });
+        Self { process, turns: 0 }
     }
 
     /// Lets it work for `time`, and returns what it measured.

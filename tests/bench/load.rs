@@ -22,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     role,
     server::{self, HEAD},
-    times::Times,
+    times::{Times, nanoseconds},
 };
 
 /// What the client does: each time that it is told to by a line on its standard input,
@@ -134,10 +134,6 @@ fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     Ok(stream)
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// CPU time of this process.

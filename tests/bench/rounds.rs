@@ -18,7 +18,7 @@ use crate::{
     load::{Done, Job, Latency},
     memory::Held,
     report::{Figure, Report},
-    times::Times,
+    times::{Times, micro},
     world::Site,
 };
 
@@ -157,12 +157,6 @@ pub(crate) fn measure(
         series.end(report);
     }
     Ok(())
-}
-
-/// Nanoseconds in microseconds.
-#[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-pub(crate) fn micro(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1e3
 }
 
 /// CPU time of one of `count` calls, in microseconds.

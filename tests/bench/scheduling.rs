@@ -2,40 +2,20 @@
 
 use nix::{errno::Errno, libc};
 
-/// How the kernel chooses among processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Policy {
-    /// By turns.
-    Usual,
-    /// Before all the usual ones: what a `connect()` wakes up runs after it, not in
-    /// the middle of it.
-    First,
-}
-
-impl Policy {
-    fn code(self) -> (i32, i32) {
-        match self {
-            Self::Usual => (libc::SCHED_OTHER, 0),
-            Self::First => (libc::SCHED_FIFO, 1),
-        }
-    }
-}
-
-/// Runs `work`, whose child processes have this policy.
+/// Runs `work`, whose child processes are not interrupted by ordinary ones: what
+/// a connect() wakes up runs after it, not in the middle of it.
 ///
 /// # Panics
 ///
 /// When the kernel refuses.
-pub(crate) fn with_policy<T>(policy: Policy, work: impl FnOnce() -> T) -> T {
-    set(policy);
+pub(crate) fn with_precedence<T>(work: impl FnOnce() -> T) -> T {
+    set_policy(libc::SCHED_FIFO, 1);
     let done = work();
-    set(Policy::Usual);
+    set_policy(libc::SCHED_OTHER, 0);
     done
 }
 
-/// Sets it for this thread.
-fn set(policy: Policy) {
-    let (policy, priority) = policy.code();
+fn set_policy(policy: i32, priority: i32) {
     let parameters = libc::sched_param {
         sched_priority: priority,
     };

@@ -5,6 +5,17 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+/// A duration in nanoseconds.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds in microseconds.
+#[expect(clippy::cast_precision_loss, reason = "no time here has 53 bits")]
+pub(crate) fn micro(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e3
+}
+
 /// Durations up to a minute, to three digits. Goes from one process to another as pairs:
 /// nanoseconds, and how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,8 +31,7 @@ impl Times {
 
     /// Takes one in.
     pub(crate) fn record(&mut self, time: Duration) {
-        self.0
-            .saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.0.saturating_record(nanoseconds(time));
     }
 
     /// Takes in all of them.
@@ -35,9 +45,8 @@ impl Times {
     }
 
     /// In microseconds, the one that this part of them does not exceed.
-    #[expect(clippy::cast_precision_loss, reason = "no time here has 53 bits")]
     pub(crate) fn micro(&self, quantile: f64) -> f64 {
-        self.0.value_at_quantile(quantile) as f64 / 1e3
+        micro(self.0.value_at_quantile(quantile))
     }
 }
 

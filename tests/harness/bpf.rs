@@ -54,11 +54,9 @@ pub fn programs(status: &Value) -> BTreeMap<String, u64> {
 ///
 /// When `status` does not have the shape of one.
 pub fn said_to_be_attached(status: &Value, path: &Path) -> usize {
-    let programs = status["programs"].as_array();
-    let programs = programs.unwrap_or_else(|| panic!("status has no programs: {status}"));
     let path = path.to_str();
-    let there = programs.iter();
-    there
+    let programs = listed(status, "programs").iter();
+    programs
         .filter(|program| program["attached_to"].as_str() == path)
         .count()
 }
@@ -95,10 +93,13 @@ fn entries(id: u64) -> Option<usize> {
     Some(list(Command::new("bpftool").args(["-j", "map", "dump", "id", &id])).len())
 }
 
+fn listed<'status>(status: &'status Value, what: &str) -> &'status [Value] {
+    let list = status[what].as_array();
+    list.unwrap_or_else(|| panic!("status has no list of {what}: {status}"))
+}
+
 fn objects(status: &Value, what: &str) -> BTreeMap<String, u64> {
-    status[what]
-        .as_array()
-        .unwrap_or_else(|| panic!("status has no list of {what}: {status}"))
+    listed(status, what)
         .iter()
         .map(|object| {
             let (name, id) = (object["name"].as_str(), object["id"].as_u64());
