@@ -379,12 +379,6 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Vm,
-        "qemu-system-x86",
-        Sign::Program("qemu-system-x86_64"),
-        "runs the tests on other kernels, in virtual machines",
-    ),
-    package(
-        For::Vm,
         "kmod",
         Sign::Program("depmod"),
         "finds out which module of such a kernel needs which, and loads them there",

@@ -1,4 +1,5 @@
-//! QEMU: this machine's, or a newer one, which is not installed but kept in the cache.
+//! QEMU: this machine's, or where that is too old or missing the one of Debian's backports,
+//! which is not installed but kept in the cache.
 //!
 //! 7.2, which Debian 12 has, is wrong at times: kernels that use cmpxchg16b died of a double
 //! fault, with garbage in the processor's flags. Most likely that is what was repaired in 9:
@@ -21,7 +22,7 @@ const AARCH64: &str = "qemu-system-aarch64";
 /// The oldest version that is taken for right: the one that was tried.
 const RIGHT: u32 = 10;
 
-/// Its packages. The libraries that it needs are those of the older one, which is installed.
+/// Its packages. Each is taken from backports, and what they need from wherever it is.
 const PACKAGES: [&str; 4] = [
     "qemu-system-common",
     "qemu-system-data",
@@ -29,25 +30,30 @@ const PACKAGES: [&str; 4] = [
     "seabios",
 ];
 
-/// Where its firmware is, below its files.
-const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+/// A change of the packages is another directory.
+const GENERATION: &str = "qemu-amd64-2";
 
-/// Downloads a newer one where this machine's is too old.
+/// Where its firmware is, and where libraries are, below its files.
+const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// Downloads one where this machine has none, or one that is too old.
 pub(super) fn ready(arch: Arch) -> Result<()> {
     let place = place()?;
-    if arch == Arch::Aarch64 || installed_is_right()? {
+    if arch == Arch::Aarch64 || installed_is_right() {
         return Ok(());
     }
     if !place.is_dir() {
         let cache = place.parent().context("it is in the cache")?;
         fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
-        say("downloading a newer QEMU for the test VM");
+        say("downloading QEMU for the test VM");
         let apt = Apt::new(
             cache.join(format!("apt-qemu-{}", process::id())),
             &[mirror::emulator()?],
         )?;
         apt.update("the package lists of Debian's backports")?;
-        unpacked::fetch(&apt, &PACKAGES.map(str::to_owned), &place, |_| Ok(()))?;
+        let newer = PACKAGES.map(|package| format!("{package}/{}", mirror::BACKPORTS));
+        unpacked::fetch_with_all_needed(&apt, &newer.each_ref().map(String::as_str), &place)?;
     }
     unpacked::check(&place)?;
     let newer = version(&text_of(x86_64()?)?)?;
@@ -60,20 +66,30 @@ pub(super) fn ready(arch: Arch) -> Result<()> {
     Ok(())
 }
 
-/// The command that starts it, without what the VM is to be.
+/// The command that starts it, without what the VM is to be. It ends with the thread that
+/// starts it: one that outlived a killed xtask would go on for hours, unseen.
 pub(super) fn command(arch: Arch) -> Result<Command> {
-    match arch {
-        Arch::X86_64 => x86_64(),
-        Arch::Aarch64 => Ok(Command::new(AARCH64)),
-    }
+    let emulator = match arch {
+        Arch::X86_64 => x86_64()?,
+        Arch::Aarch64 => Command::new(AARCH64),
+    };
+    let set = emulator.get_envs();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(emulator.get_program())
+        .args(emulator.get_args())
+        .envs(set.filter_map(|(name, value)| Some((name, value?))));
+    Ok(command)
 }
 
 fn x86_64() -> Result<Command> {
-    if installed_is_right()? {
+    if installed_is_right() {
         return Ok(Command::new(PROGRAM));
     }
     let root = unpacked::root(&place()?);
     let mut command = Command::new(root.join("usr/bin").join(PROGRAM));
+    command.env("LD_LIBRARY_PATH", root.join(LIBRARIES));
     for firmware in FIRMWARE {
         command.arg("-L").arg(root.join(firmware));
     }
@@ -81,24 +97,25 @@ fn x86_64() -> Result<Command> {
 }
 
 fn place() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("qemu"))
+    Ok(paths::cache()?.join(GENERATION))
 }
 
-fn installed_is_right() -> Result<bool> {
+fn installed_is_right() -> bool {
     let said = Step::new(PROGRAM, "asking QEMU for its version")
         .arg("--version")
-        .output()?;
-    Ok(version(&said)? >= RIGHT)
+        .output();
+    said.and_then(|said| version(&said))
+        .is_ok_and(|version| version >= RIGHT)
 }
 
 fn text_of(mut command: Command) -> Result<String> {
     let output = command
         .arg("--version")
         .output()
-        .context("cannot start the newer QEMU")?;
+        .context("cannot start QEMU")?;
     ensure!(
         output.status.success(),
-        "the newer QEMU does not start: {}",
+        "QEMU does not start: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
