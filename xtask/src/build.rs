@@ -34,14 +34,12 @@ pub(crate) fn command(arguments: &Arguments) -> Result<()> {
 
 /// Builds the agent and the CNI plugin for release.
 pub(crate) fn agent(target: &Target) -> Result<()> {
-    release(target, &["--package", "shunt", "--bins"])
+    release(target, &["--bin", "shunt", "--bin", "shunt-cni"])
 }
 
 /// Builds the agent, and the program of the tests that shows or measures it.
 pub(crate) fn agent_and(program: &str) -> Result<()> {
-    let packages = ["--package", "shunt", "--package", "shunt-tests"];
-    let selection = [&packages[..], &["--bin", "shunt", "--bin", program]].concat();
-    release(&Target::Native, &selection)
+    release(&Target::Native, &["--bin", "shunt", "--bin", program])
 }
 
 /// Builds the agent with another layout of maps, for the tests of upgrades, and keeps it
@@ -49,14 +47,7 @@ pub(crate) fn agent_and(program: &str) -> Result<()> {
 pub(crate) fn other_agent(target: &Target) -> Result<PathBuf> {
     release(
         target,
-        &[
-            "--package",
-            "shunt",
-            "--bin",
-            "shunt",
-            "--features",
-            "other-layout",
-        ],
+        &["--bin", "shunt", "--features", "shunt/other-layout"],
     )?;
     let (built, kept) = (target.release("shunt"), target.other_agent());
     // A program that runs cannot be written to, but replaced.
@@ -67,11 +58,16 @@ pub(crate) fn other_agent(target: &Target) -> Result<PathBuf> {
     Ok(kept)
 }
 
+/// The packages of every release build. A crate is compiled with the features that all of
+/// them want of it: with others from build to build, most crates would be compiled again.
+const PACKAGES: [&str; 4] = ["--package", "shunt", "--package", "shunt-tests"];
+
 /// Builds what `selection` selects, for release.
 fn release(target: &Target, selection: &[&str]) -> Result<()> {
     target
         .cargo("build", "building for release")
         .args(["--release", "--locked"])
+        .args(PACKAGES)
         .args(selection)
         .dir(&paths::root())
         .remedy("Read the compiler's first error; where it speaks of the BPF toolchain or of bpf-linker, `cargo xtask setup` looks after them.")
