@@ -397,12 +397,6 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Aarch64Vm,
-        "qemu-system-arm",
-        Sign::Program("qemu-system-aarch64"),
-        "runs the tests on arm64, in virtual machines",
-    ),
-    package(
-        For::Aarch64Vm,
         "qemu-user",
         Sign::Program("qemu-aarch64"),
         "asks programs for arm64 what they need, and the tests there for their names",

@@ -49,7 +49,7 @@ const C_LIBRARY: &str = "libc6_";
 
 /// The same with all that the packages need, but for the C library: whatever this machine
 /// has or lacks, and in whichever versions, it does not matter.
-pub(super) fn fetch_with_all_needed(apt: &Apt, packages: &[&str], place: &Path) -> Result<()> {
+pub(super) fn fetch_with_all_needed(apt: &Apt, packages: &[String], place: &Path) -> Result<()> {
     beside(place, |staging| {
         let root = root(staging);
         merge(&root, &["bin", "sbin", "lib", "lib64"])?;
@@ -59,16 +59,18 @@ pub(super) fn fetch_with_all_needed(apt: &Apt, packages: &[&str], place: &Path) 
                 continue;
             }
             let kept = staging.join(name);
-            fs::rename(&package, &kept)
-                .with_context(|| format!("moving {}", package.display()))?;
+            fs::rename(&package, &kept).with_context(|| format!("moving {}", package.display()))?;
             unpack(&kept, &root)?;
         }
         // apt has just compared them with the signed lists.
-        Step::new("sh", "noting the digests of what was downloaded for the test VM")
-            .args(["-c", r#"sha256sum ./*.deb >"$0""#, DIGESTS])
-            .dir(staging)
-            .output()
-            .map(drop)
+        Step::new(
+            "sh",
+            "noting the digests of what was downloaded for the test VM",
+        )
+        .args(["-c", r#"sha256sum ./*.deb >"$0""#, DIGESTS])
+        .dir(staging)
+        .output()
+        .map(drop)
     })
 }
 
