@@ -7,6 +7,10 @@ pub(crate) const REQUEST_64_P99: Figure = figure("request 64 B, p99", "µs", 1);
 pub(crate) const REQUEST_4K: Figure = figure("request 4 KiB, p50", "µs", 1);
 pub(crate) const REQUEST_64K: Figure = figure("request 64 KiB, p50", "µs", 1);
 pub(crate) const REQUEST_500K: Figure = figure("request 500 kB, p50", "µs", 1);
+/// The same where each pod has a processor of its own.
+pub(crate) const APART_64: Figure = figure("request 64 B, pods apart, p50", "µs", 1);
+pub(crate) const APART_64K: Figure = figure("request 64 KiB, pods apart, p50", "µs", 1);
+pub(crate) const APART_500K: Figure = figure("request 500 kB, pods apart, p50", "µs", 1);
 /// Of client, proxies and server together.
 pub(crate) const REQUEST_CPU: Figure = figure("CPU time per request of 64 B", "µs", 1);
 pub(crate) const BULK: Figure = figure("bulk", "Gbit/s", 2);

@@ -33,9 +33,7 @@ impl Held {
     ///
     /// When the kernel does not tell; this needs root.
     pub(crate) fn now() -> Self {
-        let read = |path: &str| {
-            fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
-        };
+        give_back(&read("/proc/slabinfo"));
         Self {
             slab: slab(&read("/proc/slabinfo")),
             queued: queued(&read("/proc/net/sockstat")),
@@ -43,11 +41,40 @@ impl Held {
     }
 }
 
+/// How many TCP sockets there are, in all namespaces.
+///
+/// # Panics
+///
+/// When the kernel does not tell.
+pub(crate) fn sockets() -> u64 {
+    number_after(&read("/proc/net/sockstat"), " alloc ")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+/// Has the kernel free what was let go of. Until then it counts much of that as in use:
+/// what waits for readers to be gone (`kfree_rcu`), and what a processor keeps for itself.
+fn give_back(slabinfo: &str) {
+    let write = |path: &str, text: &str| {
+        fs::write(path, text).unwrap_or_else(|error| panic!("cannot write to {path}: {error}"));
+    };
+    write("/proc/sys/vm/drop_caches", "2");
+    for name in counted(slabinfo).filter_map(|line| line.split_whitespace().next()) {
+        write(&format!("/sys/kernel/slab/{name}/shrink"), "1");
+    }
+}
+
+/// The lines of the caches that count.
+fn counted(slabinfo: &str) -> impl Iterator<Item = &str> {
+    let counts = |line: &&str| CACHES.iter().any(|part| line.contains(part));
+    slabinfo.lines().skip(2).filter(counts)
+}
+
 /// The objects in use of each cache times their size.
 fn slab(slabinfo: &str) -> u64 {
-    slabinfo
-        .lines()
-        .filter(|line| CACHES.iter().any(|part| line.contains(part)))
+    counted(slabinfo)
         .filter_map(|line| {
             let mut fields = line.split_whitespace().skip(1);
             let in_use: u64 = fields.next()?.parse().ok()?;
@@ -59,12 +86,15 @@ fn slab(slabinfo: &str) -> u64 {
 
 /// `mem` of TCP, which is in pages of 4 KiB.
 fn queued(sockstat: &str) -> u64 {
-    sockstat
-        .lines()
-        .find_map(|line| line.strip_prefix("TCP:"))
-        .and_then(|line| line.split_once(" mem "))
-        .and_then(|(_, pages)| pages.trim().parse().ok())
-        .map_or(0, |pages: u64| pages * 4096)
+    number_after(sockstat, " mem ") * 4096
+}
+
+/// A number in the line of TCP, behind this word; 0 where there is none.
+fn number_after(sockstat: &str, word: &str) -> u64 {
+    let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"));
+    line.and_then(|line| line.split_once(word))
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -86,5 +116,7 @@ mod tests {
         let text =
             "sockets: used 5\nTCP: inuse 4 orphan 0 tw 0 alloc 6 mem 3\nUDP: inuse 0 mem 9\n";
         assert_eq!(queued(text), 3 * 4096);
+        assert_eq!(number_after(text, " alloc "), 6);
+        assert_eq!(number_after(text, " none "), 0);
     }
 }

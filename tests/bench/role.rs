@@ -1,10 +1,9 @@
 //! The programs that stand in the pods: this binary, started once more in a
 //! role, so that each has CPU time of its own.
 
-use std::{io::Write, os::unix::process::CommandExt, process::Command, time::Duration};
+use std::{fs, io::Write, os::unix::process::CommandExt, process::Command, time::Duration};
 
 use nix::{
-    errno::Errno,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::clock_getcpuclockid,
     unistd::Pid,
@@ -107,15 +106,34 @@ pub(crate) fn cpu_time(pid: Pid) -> Duration {
         )
 }
 
-/// Two processors that the benchmark runs on: one for the pod that calls, one
-/// for the pod that is called. The same one twice where there are no two.
+/// Two processors that the benchmark runs on. The same one twice where there are no two.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
+    /// For the pod that calls.
     pub(crate) client: usize,
+    /// For the pod that is called, when it has one of its own.
     pub(crate) server: usize,
 }
 
+/// How the pods share the processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// Both have the same one. A request is then as long as all the work for it.
+    Together,
+    /// Each has one of its own. Pods work at the same time, and wait for each other's
+    /// processor to wake up.
+    Apart,
+}
+
 impl Cores {
+    /// The one of the pod that is called.
+    pub(crate) fn of_server(self, placement: Placement) -> usize {
+        match placement {
+            Placement::Together => self.client,
+            Placement::Apart => self.server,
+        }
+    }
+
     /// The first two that this process may use.
     ///
     /// # Panics
@@ -139,16 +157,31 @@ impl Cores {
 /// When the kernel refuses.
 pub(crate) fn on_core<T>(core: usize, work: impl FnOnce() -> T) -> T {
     let this_thread = Pid::from_raw(0);
-    let pinned = || {
-        let before = sched_getaffinity(this_thread)?;
-        let mut only = CpuSet::new();
-        only.set(core)?;
-        sched_setaffinity(this_thread, &only)?;
-        Ok::<_, Errno>(before)
-    };
-    let before =
-        pinned().unwrap_or_else(|error| panic!("cannot keep to processor {core}: {error}"));
+    let before = sched_getaffinity(this_thread).expect("this process has processors");
+    keep(this_thread, core);
     let done = work();
     sched_setaffinity(this_thread, &before).expect("it could before");
     done
+}
+
+/// Has every thread of a process keep to processor `core`.
+///
+/// # Panics
+///
+/// When the kernel refuses, or the process has ended.
+pub(crate) fn keep_process(pid: Pid, core: usize) {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap_or_else(|error| panic!("process {pid} has no threads: {error}"));
+    for thread in threads.flatten() {
+        let number = thread.file_name().to_string_lossy().parse();
+        keep(Pid::from_raw(number.expect("threads are numbers")), core);
+    }
+}
+
+/// Has a thread keep to processor `core`.
+fn keep(thread: Pid, core: usize) {
+    let mut only = CpuSet::new();
+    only.set(core)
+        .and_then(|()| sched_setaffinity(thread, &only))
+        .unwrap_or_else(|error| panic!("cannot keep to processor {core}: {error}"));
 }

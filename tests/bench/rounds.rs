@@ -5,19 +5,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shunt_tests::interrupt::Interrupt;
+use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
 
 use crate::{
     Interrupted, Part,
     client::Client,
     figures::{
-        BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99, CONNECT_P999, CYCLES, CYCLES_CPU, MEMORY,
-        REQUEST_4K, REQUEST_64, REQUEST_64_P99, REQUEST_64K, REQUEST_500K, REQUEST_CPU,
+        APART_64, APART_64K, APART_500K, BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99,
+        CONNECT_P999, CYCLES, CYCLES_CPU, MEMORY, REQUEST_4K, REQUEST_64, REQUEST_64_P99,
+        REQUEST_64K, REQUEST_500K, REQUEST_CPU,
     },
     go_on,
     load::{Done, Job, Latency},
-    memory::Held,
+    memory::{Held, sockets},
     report::{Figure, Report},
+    role::Placement::{self, Apart, Together},
     times::{Times, micro},
     world::Site,
 };
@@ -57,13 +59,13 @@ impl Effort {
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
-        rounds: 11,
-        turns: 80,
+        rounds: 7,
+        turns: 50,
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
         connects: Duration::from_millis(150),
         rate: 1000,
-        held: 8000,
+        held: 5000,
         limit: Duration::from_secs(3600),
     };
 }
@@ -96,18 +98,36 @@ pub(crate) const AT_ONCE: usize = 4;
 /// What a client does in each of its turns.
 #[derive(Clone, Copy, Debug)]
 enum Work {
-    Requests(usize, Figure),
+    Requests(usize, Placement, Figure),
     Bulk,
     Connects,
     Cycles,
 }
 
+impl Work {
+    fn placement(self) -> Placement {
+        match self {
+            Self::Requests(_, placement, _) => placement,
+            Self::Bulk | Self::Connects | Self::Cycles => Apart,
+        }
+    }
+}
+
 /// In this order.
 const WORKS: &[(Part, Work)] = &[
-    (Part::Requests, Work::Requests(64, REQUEST_64)),
-    (Part::Requests, Work::Requests(4096, REQUEST_4K)),
-    (Part::Requests, Work::Requests(65_536, REQUEST_64K)),
-    (Part::Requests, Work::Requests(500_000, REQUEST_500K)),
+    (Part::Requests, Work::Requests(64, Together, REQUEST_64)),
+    (Part::Requests, Work::Requests(4096, Together, REQUEST_4K)),
+    (
+        Part::Requests,
+        Work::Requests(65_536, Together, REQUEST_64K),
+    ),
+    (
+        Part::Requests,
+        Work::Requests(500_000, Together, REQUEST_500K),
+    ),
+    (Part::Requests, Work::Requests(64, Apart, APART_64)),
+    (Part::Requests, Work::Requests(65_536, Apart, APART_64K)),
+    (Part::Requests, Work::Requests(500_000, Apart, APART_500K)),
     (Part::Bulk, Work::Bulk),
     (Part::Connect, Work::Connects),
     (Part::Connections, Work::Cycles),
@@ -185,7 +205,7 @@ impl<'site> Series<'site> {
         let to = site.target();
         let (threads, rate) = (AT_ONCE, effort.rate);
         let client = site.client(match work {
-            Work::Requests(size, _) => Job::Requests { to, size },
+            Work::Requests(size, ..) => Job::Requests { to, size },
             Work::Bulk => Job::Bulk { to },
             Work::Connects => Job::Connects { to, rate },
             Work::Cycles => Job::Cycles { to, threads },
@@ -201,10 +221,11 @@ impl<'site> Series<'site> {
     fn turn(&mut self, effort: &Effort, report: &mut Report) {
         let (setting, name) = (self.site.kind().name(), self.site.name());
         let mut add = |figure, value| report.add(setting, figure, name, value);
+        self.site.place(self.work.placement());
         let before = self.site.cpu();
         let others = || self.site.cpu().saturating_sub(before);
         match self.work {
-            Work::Requests(_, figure) => {
+            Work::Requests(_, _, figure) => {
                 let took: Latency = self.client.work(effort.requests);
                 add(figure, took.times.micro(0.5));
                 if figure == REQUEST_64 {
@@ -230,7 +251,7 @@ impl<'site> Series<'site> {
     /// What can only be said of all turns.
     fn end(&self, report: &mut Report) {
         let tails: &[(Figure, f64)] = match self.work {
-            Work::Requests(_, REQUEST_64) => &[(REQUEST_64_P99, 0.99)],
+            Work::Requests(_, _, REQUEST_64) => &[(REQUEST_64_P99, 0.99)],
             Work::Connects => &[(CONNECT_P99, 0.99), (CONNECT_P999, 0.999)],
             Work::Requests(..) | Work::Bulk | Work::Cycles => &[],
         };
@@ -245,10 +266,14 @@ impl<'site> Series<'site> {
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
 fn memory(site: &Site, count: usize) -> f64 {
     site.forget_tracked();
-    let before = Held::now();
+    let (before, sockets_before) = (Held::now(), sockets());
     let held = site.hold(count);
     let after = Held::now();
     drop(held);
+    wait_until("the end of all connections", || match sockets() {
+        open if open <= sockets_before => Ok(()),
+        open => Err(format!("{open} sockets, {sockets_before} before")),
+    });
     let bytes = |held: Held| (held.slab + held.queued) as f64;
     (bytes(after) - bytes(before)) / 1024.0 / count as f64
 }

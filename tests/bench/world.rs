@@ -27,7 +27,7 @@ use crate::{
     client::Client,
     load::Job,
     proxy::{INBOUND_PORT, OUTBOUND_PORT, PASSED, Routes},
-    role::{Cores, Role, cpu_time, on_core},
+    role::{Cores, Placement, Role, cpu_time, keep_process, on_core},
 };
 
 /// Where the application that is called listens.
@@ -246,6 +246,19 @@ impl Site {
     /// When it cannot be started, or cannot connect.
     pub(crate) fn client(&self, job: Job) -> Client {
         Client::start(self.client_pod.netns(), self.cores.client, job)
+    }
+
+    /// Moves the pod that is called to where it is to work.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub(crate) fn place(&self, placement: Placement) {
+        let core = self.cores.of_server(placement);
+        let sidecar = self.sidecars.pids().into_iter().nth(1);
+        for pid in sidecar.into_iter().chain([self.server.pid()]) {
+            keep_process(pid, core);
+        }
     }
 
     /// CPU time that all on the way but the client have used.
