@@ -59,8 +59,8 @@ impl Effort {
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
-        rounds: 7,
-        turns: 50,
+        rounds: 5,
+        turns: 40,
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
         connects: Duration::from_millis(150),

@@ -5,6 +5,7 @@ mod order;
 mod pair;
 mod setting;
 mod slow_reader;
+mod small_messages;
 mod upheaval;
 
 /// The agent splices what the application sends to its proxy, also where the

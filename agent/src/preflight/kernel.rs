@@ -179,13 +179,18 @@ pub(super) fn splicing() -> Finding {
     match datapath::try_out() {
         Ok(tried) => {
             let (mode, reason) = tried.strongest();
-            Finding::ok(
-                subject,
-                format!(
-                    "--splice auto would be {}: {reason}",
-                    Splice::from(mode).name()
+            let mode = Splice::from(mode);
+            let what = format!("--splice auto would be {}: {reason}", mode.name());
+            match mode {
+                Splice::Off => Finding::warning(
+                    subject,
+                    what,
+                    "the agent runs without splicing; another kernel may do it (docs/splicing.md)",
                 ),
-            )
+                Splice::Auto | Splice::Between | Splice::Proxy | Splice::All => {
+                    Finding::ok(subject, what)
+                }
+            }
         }
         Err(error) => Finding::warning(
             subject,

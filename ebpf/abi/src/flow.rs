@@ -41,11 +41,11 @@ impl Asked {
     /// The destination that was asked for, `None` when the last connect() was
     /// not redirected.
     #[inline(always)]
-    pub const fn destination(&self) -> Option<Endpoint> {
+    pub const fn destination(&self) -> Option<&Endpoint> {
         if self.flags & ASKED_REDIRECTED == 0 {
             return None;
         }
-        Some(self.destination)
+        Some(&self.destination)
     }
 }
 

@@ -134,7 +134,8 @@ pub struct Sender {
     /// 1 when it is in `SPLICED`. Written by the agent's iterator, and by
     /// `sock_ops`, which takes it out.
     pub member: u32,
-    /// 1 when the last bytes went to the other end directly. Written by `sk_msg`.
+    /// How many messages went to the other end directly since it last had nothing to
+    /// read; 0 when the last bytes went by TCP. Written by `sk_msg`.
     pub spliced: u32,
     /// Not 0 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`: a
     /// `LEAVING_…` code.

@@ -18,8 +18,9 @@ pub struct Message {
     pub zerocopy: bool,
     /// One of the ends has a protocol on top of TCP.
     pub layered: bool,
-    /// The last bytes were spliced.
-    pub spliced: bool,
+    /// How many messages were spliced since the other end last had nothing to read; 0
+    /// when the last bytes went by TCP.
+    pub spliced: u32,
     /// The sequence number after the last byte that was given to TCP.
     pub written: u32,
     /// The sequence number after the last one that is acknowledged.
@@ -56,6 +57,11 @@ pub enum Way {
 
 /// A message is cut only where at least this much of it goes at once, in bytes.
 const LEAST_PIECE: u32 = 16 * 1024;
+
+/// What the kernel takes for a spliced message that waits, beside its bytes: its `struct
+/// sk_msg`, which is counted against no buffer. A socket that is sent small messages and
+/// does not read would hold a hundred times its buffer. In bytes.
+const OVERHEAD: u32 = 1024;
 
 /// How often the proxy may be not ready for what its application sends. While one
 /// sends more than is read it is quicker by TCP alone: what a member of the map
@@ -99,10 +105,10 @@ pub const fn splice(message: &Message) -> Way {
     if message.layered {
         return Way::Tcp(Fallback::Layered);
     }
-    if !message.spliced && !drained(message) {
+    if message.spliced == 0 && !drained(message) {
         return not_ready(message, Fallback::NotDrained);
     }
-    let room = (message.buffer / 2).saturating_sub(message.queued);
+    let room = (message.buffer / 2).saturating_sub(waiting(message));
     if message.size <= room {
         Way::Splice(message.size)
     } else if room >= LEAST_PIECE {
@@ -110,6 +116,17 @@ pub const fn splice(message: &Message) -> Way {
     } else {
         not_ready(message, Fallback::ReceiverFull)
     }
+}
+
+/// What the other end holds at most, in bytes. How many of the spliced messages still wait
+/// is not known, only that it is none when no byte does.
+#[inline(always)]
+const fn waiting(message: &Message) -> u32 {
+    if message.queued == 0 {
+        return 0;
+    }
+    let beside = message.spliced.saturating_mul(OVERHEAD);
+    message.queued.saturating_add(beside)
 }
 
 /// Which way it goes while the other end has something to read. A sender can leave

@@ -13,7 +13,7 @@ const GOOD: Message = Message {
     blocking: false,
     zerocopy: false,
     layered: false,
-    spliced: false,
+    spliced: 0,
     written: 1000,
     acked: 1000,
     read: 1000,
@@ -85,7 +85,7 @@ fn each_condition_sends_it_by_tcp() {
         (Message { queued: 1, ..GOOD }, Way::Tcp(NotDrained)),
         (
             Message {
-                spliced: true,
+                spliced: 1,
                 queued: 65_500,
                 ..GOOD
             },
@@ -129,7 +129,7 @@ fn a_large_message_is_cut_to_what_there_is_room_for() {
     };
     assert_eq!(splice(&message), Way::Splice(65_536));
     let rest = Message {
-        spliced: true,
+        spliced: 1,
         queued: 65_536,
         ..message
     };
@@ -137,9 +137,25 @@ fn a_large_message_is_cut_to_what_there_is_room_for() {
 }
 
 #[test]
+fn small_messages_that_wait_take_the_room_that_the_kernel_takes_for_them() {
+    let many = |spliced, queued| {
+        splice(&Message {
+            spliced,
+            queued,
+            ..GOOD
+        })
+    };
+    assert_eq!(many(63, 63), Way::Splice(100));
+    assert_eq!(many(64, 64), Way::Tcp(Fallback::ReceiverFull));
+    assert_eq!(many(u32::MAX, 64), Way::Tcp(Fallback::ReceiverFull));
+    // None of them waits.
+    assert_eq!(many(u32::MAX, 0), Way::Splice(100));
+}
+
+#[test]
 fn an_application_that_sends_more_than_is_read_goes_by_tcp_for_a_while() {
     let full = Message {
-        spliced: true,
+        spliced: 1,
         queued: 65_536,
         missed: 31,
         ..GOOD
@@ -148,7 +164,7 @@ fn an_application_that_sends_more_than_is_read_goes_by_tcp_for_a_while() {
     let often = Message { missed: 32, ..full };
     assert_eq!(splice(&often), Way::TcpForAWhile(Fallback::ReceiverFull));
     let not_drained = Message {
-        spliced: false,
+        spliced: 0,
         ..often
     };
     assert_eq!(
@@ -162,7 +178,7 @@ fn an_application_that_sends_more_than_is_read_goes_by_tcp_for_a_while() {
 #[test]
 fn who_stays_in_the_map_may_be_spliced_again() {
     let full = Message {
-        spliced: true,
+        spliced: 1,
         queued: 65_536,
         missed: 32,
         ..GOOD
@@ -207,7 +223,7 @@ struct Play {
     next: u32,
     written: u32,
     read: u32,
-    spliced: bool,
+    spliced: u32,
     direct: Vec<u32>,
     tcp: Vec<u32>,
     got: Vec<u32>,
@@ -217,6 +233,9 @@ impl Play {
     fn send(&mut self, length: u32) {
         let mut left = length;
         while left > 0 {
+            if self.direct.is_empty() && self.tcp.is_empty() {
+                self.spliced = self.spliced.min(1);
+            }
             let message = Message {
                 spliced: self.spliced,
                 written: self.written,
@@ -237,7 +256,7 @@ impl Play {
                 self.tcp.extend(bytes);
                 self.written = self.written.wrapping_add(sent);
             }
-            self.spliced = direct;
+            self.spliced = if direct { self.spliced + 1 } else { 0 };
             self.next += sent;
             left -= sent;
         }

@@ -27,7 +27,7 @@ pub enum Outcome {
 
 /// Decides over a call to connect() that asks for `asked`.
 #[inline(always)]
-pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
+pub fn connect(call: AddressCall, asked: impl FnOnce(AddressCall) -> Endpoint) -> Outcome {
     let socket = call.socket().socket();
     let netns = call.netns();
     let (Some(settings), Some(protocol)) = (pods::settings(netns), call.protocol()) else {
@@ -35,6 +35,7 @@ pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
         ASKED.remove(socket);
         return Outcome::Untouched;
     };
+    let asked = asked(call);
     let bound_before = ASKED
         .get(socket)
         .is_some_and(|before| before.flags & ASKED_BOUND != 0);
@@ -43,16 +44,14 @@ pub fn connect(call: AddressCall, asked: Endpoint) -> Outcome {
         ASKED.remove(socket);
         return Outcome::Untouched;
     }
-    let path = Path::of(call, netns, asked, bound_before);
+    let mut path = Path::of(call, netns, protocol, &asked, bound_before);
     if capturable {
-        let decision = facts::decide(call, netns, settings, protocol, &path, asked.port);
+        let decision = facts::decide(call, netns, settings, &mut path);
         if let Some(port) = decision.verdict.port(settings) {
             let redirection = Redirection {
                 call,
                 netns,
                 path: &path,
-                asked: Endpoint::new(path.destination, asked.port),
-                protocol,
                 bound_before,
             };
             return redirection.to(port);
@@ -68,12 +67,12 @@ fn leave(call: AddressCall, path: &Path, bound_before: bool) -> Outcome {
     if bound_before {
         // The source of a connection that was redirected is not this one's. Where
         // it cannot be bound, connect() fails or finds its own.
-        let _ = call.bind(&path.source);
+        let _ = call.bind(&path.facts.source);
         let only_bound = Asked {
             flags: ASKED_BOUND,
             ..Asked::default()
         };
-        let _ = ASKED.set(socket, only_bound);
+        let _ = ASKED.set(socket, &only_bound);
     } else {
         ASKED.remove(socket);
     }
@@ -85,8 +84,6 @@ struct Redirection<'a> {
     call: AddressCall,
     netns: NetnsCookie,
     path: &'a Path,
-    asked: Endpoint,
-    protocol: Protocol,
     /// An earlier redirection bound the socket.
     bound_before: bool,
 }
@@ -99,25 +96,25 @@ impl Redirection<'_> {
         if let Some(errno) = self.path.dead_end() {
             return self.refuse(ErrorCode::NoRoute, errno);
         }
-        let loopback = loopback_like(&self.path.destination);
+        let loopback = loopback_like(&self.path.facts.destination);
         let mut to = loopback;
         let mut flags = ASKED_REDIRECTED;
         if self.bound_before {
             flags |= ASKED_BOUND;
         }
         if self.goes_to_itself() {
-            to = self.path.source;
+            to = self.path.facts.source;
         } else if self.must_bind(&loopback) && self.call.socket().source_port() == 0 {
-            if self.call.bind(&self.path.source).is_err() {
+            if self.call.bind(&self.path.facts.source).is_err() {
                 return self.refuse(ErrorCode::BindFailed, self.unbindable());
             }
             flags |= ASKED_BOUND;
         }
         let asked = Asked {
-            destination: self.asked,
+            destination: self.path.asked(),
             flags,
         };
-        if ASKED.set(self.call.socket().socket(), asked).is_err() {
+        if ASKED.set(self.call.socket().socket(), &asked).is_err() {
             return self.refuse(ErrorCode::RememberFailed, ENOMEM);
         }
         Outcome::Redirected(Endpoint::new(to, port))
@@ -137,26 +134,26 @@ impl Redirection<'_> {
     /// A source that is not the pod's own (`IP_TRANSPARENT`) is no place to go to.
     #[inline(always)]
     fn goes_to_itself(&self) -> bool {
-        if !matches!(self.protocol, Protocol::Tcp) {
+        if !matches!(self.path.facts.protocol, Protocol::Tcp) {
             return false;
         }
         let port_only = !self.path.bound
-            && !self.path.source.is_loopback()
+            && !self.path.facts.source.is_loopback()
             && self.call.socket().source_port() != 0;
-        port_only || (!self.path.destination.is_v4() && self.source_is_own())
+        port_only || (!self.path.facts.destination.is_v4() && self.source_is_own())
     }
 
     #[inline(always)]
     fn source_is_own(&self) -> bool {
         !self.path.bound
-            || lists::route(self.netns, &self.path.source)
+            || lists::route(self.netns, &self.path.facts.source)
                 .is_some_and(|route| route.flags & ROUTE_LOCAL != 0)
     }
 
     /// On its way to loopback an unbound socket would get loopback's address.
     #[inline(always)]
     fn must_bind(&self, loopback: &Addr) -> bool {
-        !self.path.bound && (self.bound_before || !self.path.source.same(loopback))
+        !self.path.bound && (self.bound_before || !self.path.facts.source.same(loopback))
     }
 
     /// What connect() says when the source cannot be bound: the address is gone;
@@ -165,7 +162,7 @@ impl Redirection<'_> {
     /// (`tcp_v6_connect`).
     #[inline(always)]
     fn unbindable(&self) -> i32 {
-        if self.call.family() != AF_INET && self.path.destination.is_v4() {
+        if self.call.family() != AF_INET && self.path.facts.destination.is_v4() {
             ENETUNREACH
         } else {
             EADDRNOTAVAIL

@@ -16,16 +16,17 @@ use crate::{
 
 /// Decides over a datagram that is sent to `asked`.
 #[inline(always)]
-pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
+pub fn send(call: AddressCall, asked: impl FnOnce(AddressCall) -> Endpoint) -> Outcome {
     let netns = call.netns();
     let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
+    let asked = asked(call);
     if !may_capture(settings, Protocol::Udp, asked.port) {
         return Outcome::Untouched;
     }
-    let path = Path::of(call, netns, asked, false);
-    let decision = facts::decide(call, netns, settings, Protocol::Udp, &path, asked.port);
+    let mut path = Path::of(call, netns, Protocol::Udp, &asked, false);
+    let decision = facts::decide(call, netns, settings, &mut path);
     let Some(port) = decision.verdict.port(settings) else {
         return Outcome::Untouched;
     };
@@ -33,12 +34,11 @@ pub fn send(call: AddressCall, asked: Endpoint) -> Outcome {
         counters::failed(netns, ErrorCode::NoRoute);
         return Outcome::Refused(errno);
     }
-    let server = Endpoint::new(path.destination, asked.port);
-    if !remember(call, server) {
+    if !remember(call, path.asked()) {
         counters::failed(netns, ErrorCode::RememberFailed);
         return Outcome::Refused(ENOMEM);
     }
-    Outcome::Redirected(Endpoint::new(loopback_like(&path.destination), port))
+    Outcome::Redirected(Endpoint::new(loopback_like(&path.facts.destination), port))
 }
 
 #[inline(always)]
@@ -63,7 +63,7 @@ pub fn receive(call: AddressCall, from: Endpoint) -> Option<Endpoint> {
     }
     let socket = call.socket();
     if socket.is_connected() {
-        return ASKED.get(socket.socket())?.destination();
+        return ASKED.get(socket.socket())?.destination().copied();
     }
     let questions = QUESTIONS.get_mut(socket.socket())?;
     Some(questions.answer().unwrap_or(questions.last()))

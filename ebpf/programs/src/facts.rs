@@ -15,61 +15,53 @@ use crate::{
     log,
 };
 
-/// Decides over a call that sends to `asked`.
+/// Decides over a call that sends a packet this way.
 #[inline(always)]
 pub fn decide(
     call: AddressCall,
     netns: NetnsCookie,
     settings: &PodSettings,
-    protocol: Protocol,
-    path: &Path,
-    port: u16,
+    path: &mut Path,
 ) -> Decision {
-    let (uid, gid) = kernel::owner(call.socket().socket()).unwrap_or_else(|| {
+    let owner = kernel::owner(call.socket().socket());
+    if owner.is_none() {
         counters::failed(netns, ErrorCode::OwnerUnknown);
-        (NO_OWNER, NO_OWNER)
-    });
+    }
+    (path.facts.uid, path.facts.gid) = owner.unwrap_or((NO_OWNER, NO_OWNER));
     let interface = lists::interface(settings, path.ifindex);
-    let facts = kernel::forget(Outbound {
-        protocol,
-        source: path.source,
-        destination: path.destination,
-        port,
-        uid,
-        gid,
-        to_self: path.route.flags & ROUTE_LOCAL != 0,
-        interface_excluded: interface & INTERFACE_EXCLUDED != 0,
-    });
+    path.facts.interface_excluded = interface & INTERFACE_EXCLUDED != 0;
+    kernel::forget(path);
+    let facts = &path.facts;
     let lists = PodLists {
         list_set: settings.list_set,
     };
-    let decision = outbound(settings, &facts, &lists);
+    let decision = outbound(settings, facts, &lists);
     counters::decided(netns, decision.rule);
     log::decided(|| Decided {
         netns,
-        source: path.source,
-        destination: path.destination,
+        source: facts.source,
+        destination: facts.destination,
         source_port: call.socket().source_port(),
-        destination_port: port,
-        uid,
-        gid,
+        destination_port: facts.port,
+        uid: facts.uid,
+        gid: facts.gid,
         rule: decision.rule as u32,
     });
     decision
 }
 
 /// How a packet would go without redirection.
+#[derive(Clone, Copy)]
 pub struct Path {
-    /// The source address it has or would get.
-    pub source: Addr,
-    /// Whether the socket has it already.
-    pub bound: bool,
-    /// Where it goes: what was asked for, or what the kernel takes it for.
-    pub destination: Addr,
-    /// The route there; unreachable where there is none.
-    pub route: Route,
+    /// What the rules ask. The destination is what was asked for, or what the kernel takes
+    /// it for; the source is the address that the socket has or would get.
+    pub facts: Outbound,
     /// The interface: the one that the socket is bound to, or the route's.
     ifindex: u32,
+    /// Whether the socket has its source address already.
+    pub bound: bool,
+    /// Whether there is no route.
+    unreachable: bool,
 }
 
 impl Path {
@@ -79,7 +71,8 @@ impl Path {
     pub fn of(
         call: AddressCall,
         netns: NetnsCookie,
-        asked: Endpoint,
+        protocol: Protocol,
+        asked: &Endpoint,
         disregard_source: bool,
     ) -> Self {
         let own = call.socket().source();
@@ -92,7 +85,7 @@ impl Path {
             (true, true) => loopback_like(&own),
             (true, false) => loopback_like(&asked.addr),
         };
-        let route = lists::route(netns, &destination).unwrap_or(Route {
+        let route = lists::route(netns, &destination).copied().unwrap_or(Route {
             source: Addr::default(),
             ifindex: 0,
             flags: ROUTE_UNREACHABLE,
@@ -106,12 +99,26 @@ impl Path {
         };
         let device = call.socket().device();
         Self {
-            source,
-            bound,
-            destination,
-            route,
+            facts: Outbound {
+                protocol,
+                source,
+                destination,
+                port: asked.port,
+                uid: NO_OWNER,
+                gid: NO_OWNER,
+                to_self: route.flags & ROUTE_LOCAL != 0,
+                interface_excluded: false,
+            },
             ifindex: if device == 0 { route.ifindex } else { device },
+            bound,
+            unreachable: route.flags & ROUTE_UNREACHABLE != 0,
         }
+    }
+
+    /// Where it goes.
+    #[inline(always)]
+    pub const fn asked(&self) -> Endpoint {
+        Endpoint::new(self.facts.destination, self.facts.port)
     }
 
     /// The error that the kernel has for this way, before any rule is asked:
@@ -119,11 +126,13 @@ impl Path {
     /// is bound to (`__mkroute_output`). Redirected it would find one.
     #[inline(always)]
     pub const fn dead_end(&self) -> Option<i32> {
-        if self.route.flags & ROUTE_UNREACHABLE != 0 {
+        if self.unreachable {
             return Some(ENETUNREACH);
         }
-        let to_self = self.route.flags & ROUTE_LOCAL != 0;
-        if self.bound && !to_self && self.source.is_v4() && self.source.is_loopback() {
+        let Outbound {
+            source, to_self, ..
+        } = &self.facts;
+        if self.bound && !*to_self && source.is_v4() && source.is_loopback() {
             return Some(EINVAL);
         }
         None

@@ -10,7 +10,7 @@
 //! `REDIRECT` does: a packet for somebody else goes to the first address of the
 //! interface that it came in through, to the proxy's port, and the answers seem to
 //! come from whom was asked. Of two connections from one port to two hosts the
-//! second goes to another port ([`other_place`]), where connection tracking would
+//! second goes to another port ([`other_port`]), where connection tracking would
 //! change the client's.
 //!
 //! Nothing is kept for a connection but what its socket keeps: the accepted
@@ -26,7 +26,7 @@
 //! are redirected, and so reset, as by the mesh's rules.
 
 use shunt_abi::{
-    Addr, Endpoint, ErrorCode, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, Interface, NetnsCookie,
+    Addr, Endpoint, ErrorCode, FlowKey, INTERFACE_EXCLUDED, INTERFACE_VIRTUAL, Interface,
     PodSettings, ROUTE_LOCAL,
 };
 use shunt_decide::{Inbound, inbound};
@@ -54,7 +54,6 @@ pub enum Fate {
 
 /// Where a packet comes in or goes out.
 struct Crossing<'a> {
-    netns: NetnsCookie,
     settings: &'a PodSettings,
     interface: &'a Interface,
 }
@@ -63,11 +62,9 @@ impl Crossing<'_> {
     /// `None` when the packet is none of our business.
     #[inline(always)]
     fn of(frame: Frame) -> Option<Self> {
-        let netns = pods::here();
-        let settings = pods::settings(netns)?;
+        let settings = pods::settings(pods::here())?;
         let interface = lists::marked_interface(settings, frame.ifindex())?;
         (!frame.is_tagged()).then_some(Self {
-            netns,
             settings,
             interface,
         })
@@ -78,44 +75,55 @@ impl Crossing<'_> {
 #[inline(always)]
 pub fn arrives(frame: Frame) -> Fate {
     let Some(Crossing {
-        netns,
         settings,
         interface,
     }) = Crossing::of(frame)
     else {
         return Fate::Untouched;
     };
-    let (to, packet) = match Packet::find(frame, interface.link_header) {
-        Content::Other => return Fate::Untouched,
-        Content::Unreadable(to) => (to, None),
-        Content::Tcp(packet) => (packet.destination.addr, Some(packet)),
-    };
-    if lists::route(netns, &to).is_some_and(|route| route.flags & ROUTE_LOCAL != 0) {
+    let mut packet = Packet::behind(frame, interface.link_header);
+    let content = find(&mut packet);
+    if content == Content::Other {
+        return Fate::Untouched;
+    }
+    let to = &packet.destination.addr;
+    if lists::route(pods::here(), to).is_some_and(|route| route.flags & ROUTE_LOCAL != 0) {
         // For the pod itself: `sk_lookup` decides.
         return Fate::Untouched;
     }
     let Some(port) = proxy_port(settings, interface, to) else {
         return Fate::Untouched;
     };
-    let Some(packet) = packet else {
-        return dropped(netns, ErrorCode::ForwardUnreadable);
-    };
-    let own = own_address(interface, &to);
+    if content == Content::Unreadable {
+        return dropped(ErrorCode::ForwardUnreadable);
+    }
+    let own = own_address(interface, to);
     if own.is_unspecified() {
-        return dropped(netns, ErrorCode::ForwardNoAddress);
+        return dropped(ErrorCode::ForwardNoAddress);
     }
-    match redirect(frame, netns, &packet, &Endpoint::new(own, port)) {
+    match redirect(&packet, Endpoint::new(own, port)) {
         Ok(fate) => fate,
-        Err(error) => dropped(netns, error),
+        Err(error) => dropped(error),
     }
+}
+
+/// Looks for TCP in a packet.
+///
+/// A function with a frame of its own, as [`answers`], [`look_at`], [`send`] and
+/// [`put_back`]: one is done when the next begins, and what headers, or the key of a
+/// connection, take of the stack counts once. And who calls them has the packet in memory,
+/// where it takes less of the stack than its words do one by one.
+#[inline(never)]
+fn find(packet: &mut Packet) -> Content {
+    packet.find()
 }
 
 /// The port of the proxy that takes what comes in through the interface on its
 /// way to `to`. The decision is counted by `sk_lookup`, which sees it next.
 #[inline(always)]
-fn proxy_port(settings: &PodSettings, interface: &Interface, to: Addr) -> Option<u16> {
+fn proxy_port(settings: &PodSettings, interface: &Interface, to: &Addr) -> Option<u16> {
     let facts = Inbound {
-        destination: to,
+        destination: *to,
         // Whatever the port, says the rule of virtual interfaces.
         port: 0,
         from_self: false,
@@ -131,57 +139,51 @@ fn proxy_port(settings: &PodSettings, interface: &Interface, to: Addr) -> Option
     inbound(settings, &facts, &lists).verdict.port(settings)
 }
 
-/// Sends a packet to the proxy, at `first` if that is free.
+/// Sends a packet to the proxy: to `server`, or to another port of its if that is taken.
 #[inline(always)]
-fn redirect(
-    frame: Frame,
-    netns: NetnsCookie,
-    packet: &Packet,
-    first: &Endpoint,
-) -> Result<Fate, ErrorCode> {
-    let (client, asked) = (&packet.source, &packet.destination);
-    let served = flow(netns, asked, client);
-    if packet.is_first() {
-        // Who opens a connection answers none, whatever was there before.
-        let _ = SERVED.remove(served);
-    } else {
-        // SAFETY: the element is not looked into.
-        if unsafe { SERVED.get(served) }.is_some() {
-            return Ok(Fate::Untouched);
-        }
+fn redirect(packet: &Packet, mut server: Endpoint) -> Result<Fate, ErrorCode> {
+    if answers(packet) {
+        return Ok(Fate::Untouched);
     }
-    let call = Call {
-        frame,
-        netns,
-        client,
-        asked,
-    };
-    let first_is = call.look_at(first);
     let fits = |place: Place| match place {
         Place::Known | Place::Published => true,
         Place::Anothers => false,
         // A packet in the middle is rather that of a connection there is.
         Place::Connection | Place::Free => packet.is_first(),
     };
-    if fits(first_is) {
-        return call.send(packet, first, first_is);
+    let mut place = look_at(packet, &server);
+    if !fits(place) {
+        let (first, first_is) = (server.port, place);
+        server.port = other_port(first, &packet.destination);
+        place = look_at(packet, &server);
+        if !fits(place) && place != Place::Connection {
+            if first_is == Place::Anothers {
+                return Err(ErrorCode::ForwardCollision);
+            }
+            (server.port, place) = (first, first_is);
+        }
     }
-    let second = other_place(first, asked);
-    let second_is = call.look_at(&second);
-    if fits(second_is) || second_is == Place::Connection {
-        return call.send(packet, &second, second_is);
+    send(packet, &server, place).map(|()| Fate::Redirected)
+}
+
+/// Whether a packet is one of a connection that somebody has opened to its sender.
+#[inline(never)]
+fn answers(packet: &Packet) -> bool {
+    let served = flow_here(&packet.destination, &packet.source);
+    if packet.is_first() {
+        // Who opens a connection answers none, whatever was there before.
+        let _ = SERVED.remove(&served);
+        return false;
     }
-    if first_is == Place::Anothers {
-        return Err(ErrorCode::ForwardCollision);
-    }
-    call.send(packet, first, first_is)
+    // SAFETY: the element is not looked into.
+    unsafe { SERVED.get(&served) }.is_some()
 }
 
 /// Where else a connection can go when another one from the same port, to
 /// somebody else, has the proxy's own port: to one that `asked` alone decides, so
 /// that every packet finds it again. `sk_lookup` gives it to the proxy as well.
 #[inline(always)]
-fn other_place(first: &Endpoint, asked: &Endpoint) -> Endpoint {
+fn other_port(first: u16, asked: &Endpoint) -> u16 {
     /// Spreads numbers that are close to each other (Knuth, 6.4).
     const SPREAD: u32 = 0x9e37_79b1;
     /// The ports below are those of the pod's own services.
@@ -192,15 +194,7 @@ fn other_place(first: &Endpoint, asked: &Endpoint) -> Endpoint {
         mixed ^= mixed >> 15;
     }
     let port = (LOWEST + mixed % (0x1_0000 - LOWEST)) as u16;
-    Endpoint::new(first.addr, if port == first.port { port ^ 1 } else { port })
-}
-
-/// A connection that a packet belongs to.
-struct Call<'a> {
-    frame: Frame,
-    netns: NetnsCookie,
-    client: &'a Endpoint,
-    asked: &'a Endpoint,
+    if port == first { port ^ 1 } else { port }
 }
 
 /// What there is for a client at an address of the proxy.
@@ -219,55 +213,61 @@ enum Place {
     Free,
 }
 
-impl Call<'_> {
-    #[inline(always)]
-    fn look_at(&self, server: &Endpoint) -> Place {
-        let place = looking(self.client, || {
-            self.frame
-                .receiver(self.client, server, |socket| self.place_of(socket))
-                .unwrap_or(Place::Free)
-        });
-        if place == Place::Known || place == Place::Anothers {
-            return place;
-        }
-        // SAFETY: nobody changes an element, see `answer`.
-        match unsafe { FORWARDED.get(flow(self.netns, self.client, server)) } {
-            Some(asked) if same(asked, self.asked) => Place::Published,
-            Some(_) => Place::Anothers,
-            None => place,
-        }
-    }
-
-    #[inline(always)]
-    fn place_of(&self, socket: FullSocket) -> Place {
-        if socket.is_listener() {
-            return Place::Free;
-        }
-        match original(socket.socket()) {
-            Some(asked) if same(asked, self.asked) => Place::Known,
-            Some(_) => Place::Anothers,
-            None => Place::Connection,
-        }
-    }
-
-    /// Sends a packet to the proxy at `server`, and sees to it that the answer
-    /// finds the original destination: in the socket, or else in `FORWARDED`.
-    #[inline(always)]
-    fn send(&self, packet: &Packet, server: &Endpoint, place: Place) -> Result<Fate, ErrorCode> {
-        let key = flow(self.netns, self.client, server);
-        if packet.is_reset() {
-            // It is not answered.
-            let _ = FORWARDED.remove(key);
-        } else if place != Place::Known {
-            FORWARDED
-                .insert(key, self.asked, 0)
-                .map_err(|_full| ErrorCode::ForwardFailed)?;
-        }
+/// What there is for the sender of a packet at `server`.
+#[inline(never)]
+fn look_at(packet: &Packet, server: &Endpoint) -> Place {
+    let (client, asked) = (&packet.source, &packet.destination);
+    let place = looking(client, || {
         packet
-            .set_destination(server)
-            .map_err(|_no_memory| ErrorCode::ForwardFailed)?;
-        Ok(Fate::Redirected)
+            .receiver(server, |socket| place_of(socket, asked))
+            .unwrap_or(Place::Free)
+    });
+    if place == Place::Known || place == Place::Anothers {
+        return place;
     }
+    // SAFETY: nobody changes an element, see `answer`.
+    match unsafe { FORWARDED.get(&flow_here(client, server)) } {
+        Some(published) if same(published, asked) => Place::Published,
+        Some(_) => Place::Anothers,
+        None => place,
+    }
+}
+
+/// Sends a packet to the proxy at `server`, and sees to it that the answer
+/// finds the original destination: in the socket, or else in `FORWARDED`.
+#[inline(never)]
+fn send(packet: &Packet, server: &Endpoint, place: Place) -> Result<(), ErrorCode> {
+    let key = flow_here(&packet.source, server);
+    if packet.is_reset() {
+        // It is not answered.
+        let _ = FORWARDED.remove(&key);
+    } else if place != Place::Known {
+        FORWARDED
+            .insert(&key, &packet.destination, 0)
+            .map_err(|_full| ErrorCode::ForwardFailed)?;
+    }
+    packet
+        .set_destination(server)
+        .map_err(|_no_memory| ErrorCode::ForwardFailed)
+}
+
+/// Whose a socket is that was found for a packet to `asked`.
+#[inline(always)]
+fn place_of(socket: FullSocket, asked: &Endpoint) -> Place {
+    if socket.is_listener() {
+        return Place::Free;
+    }
+    match original(socket.socket()) {
+        Some(kept) if same(kept, asked) => Place::Known,
+        Some(_) => Place::Anothers,
+        None => Place::Connection,
+    }
+}
+
+/// The key of a connection in this pod.
+#[inline(always)]
+fn flow_here(client: &Endpoint, server: &Endpoint) -> FlowKey {
+    flow(pods::here(), client, server)
 }
 
 /// Looks for the socket of a client. Where there is no connection that runs
@@ -313,63 +313,61 @@ fn original<'a>(socket: Socket) -> Option<&'a Endpoint> {
 /// receiver knows.
 #[inline(always)]
 pub fn leaves(frame: Frame) -> Fate {
-    let Some(Crossing {
-        netns, interface, ..
-    }) = Crossing::of(frame)
-    else {
+    let Some(Crossing { interface, .. }) = Crossing::of(frame) else {
         return Fate::Untouched;
     };
-    let Content::Tcp(packet) = Packet::find(frame, interface.link_header) else {
+    let mut packet = Packet::behind(frame, interface.link_header);
+    if packet.find() != Content::Tcp {
         // None of the proxy's: those are whole, and their headers known.
         return Fate::Untouched;
-    };
+    }
     if !frame.has_sender() && packet.is_first() {
-        return serve(netns, &packet);
+        return serve(&packet);
     }
     if !own_address(interface, &packet.source.addr).same(&packet.source.addr) {
         return Fate::Untouched;
     }
     match frame.sender().and_then(original) {
-        Some(asked) => put_back(netns, &packet, asked),
-        None => answer(netns, &packet),
+        Some(asked) => put_back(&packet, asked),
+        None => answer(&packet),
     }
 }
 
 /// An answer of the proxy's side that no full socket gives.
 #[inline(always)]
-fn answer(netns: NetnsCookie, packet: &Packet) -> Fate {
-    let key = flow(netns, &packet.destination, &packet.source);
+fn answer(packet: &Packet) -> Fate {
+    let key = flow_here(&packet.destination, &packet.source);
     // SAFETY: nobody changes an element: a connection's next packet brings
     // another, and what the kernel drops is what was used the longest ago.
-    let Some(asked) = (unsafe { FORWARDED.get(key) }) else {
+    let Some(asked) = (unsafe { FORWARDED.get(&key) }) else {
         // A connection to the interface's address itself. If the entry was lost,
         // the receiver knows no such sender, and takes nothing from it.
         return Fate::Untouched;
     };
-    let fate = put_back(netns, packet, asked);
+    let fate = put_back(packet, asked);
     if !packet.is_answer_to_first() {
         // The connection's next packet, if there is one, writes it again.
-        let _ = FORWARDED.remove(key);
+        let _ = FORWARDED.remove(&key);
     }
     fate
 }
 
 /// Makes an answer come from whom was asked.
-#[inline(always)]
-fn put_back(netns: NetnsCookie, packet: &Packet, asked: &Endpoint) -> Fate {
+#[inline(never)]
+fn put_back(packet: &Packet, asked: &Endpoint) -> Fate {
     match packet.set_source(asked) {
         Ok(()) => Fate::Redirected,
-        Err(_) => dropped(netns, ErrorCode::ForwardFailed),
+        Err(_) => dropped(ErrorCode::ForwardFailed),
     }
 }
 
 /// Somebody opens a connection to what is behind the interface.
 #[inline(always)]
-fn serve(netns: NetnsCookie, packet: &Packet) -> Fate {
-    let key = flow(netns, &packet.source, &packet.destination);
-    match SERVED.insert(key, 1, 0) {
+fn serve(packet: &Packet) -> Fate {
+    let key = flow_here(&packet.source, &packet.destination);
+    match SERVED.insert(&key, 1, 0) {
         Ok(()) => Fate::Untouched,
-        Err(_) => dropped(netns, ErrorCode::ForwardFailed),
+        Err(_) => dropped(ErrorCode::ForwardFailed),
     }
 }
 
@@ -384,7 +382,7 @@ const fn own_address(interface: &Interface, asked: &Addr) -> Addr {
 }
 
 #[inline(always)]
-fn dropped(netns: NetnsCookie, error: ErrorCode) -> Fate {
-    counters::failed(netns, error);
+fn dropped(error: ErrorCode) -> Fate {
+    counters::failed(pods::here(), error);
     Fate::Dropped
 }

@@ -55,35 +55,38 @@ fn publish(event: TcpEvent, socket: Socket) {
         return;
     };
     let netns = event.netns();
-    let key = flow(netns, &event.local(), &event.remote());
+    let mut key = flow(netns, &event.local(), &event.remote());
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch(BPF_SOCK_OPS_STATE_CB_FLAG);
-    let published = FLOWS.insert(key, asked, 0).is_ok()
-        && (key.server.is_loopback() || FLOWS.insert(twin(&key), asked, 0).is_ok());
+    let mut published = FLOWS.insert(&key, asked, 0).is_ok();
+    if published && !key.server.is_loopback() {
+        turn_to_twin(&mut key);
+        published = FLOWS.insert(&key, asked, 0).is_ok();
+    }
     if !published {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
 }
 
-/// The other place of the proxy's port where a connection may end up. One that is
-/// sent to the pod's own address, which is that of its client, ends up at loopback
-/// when the pod carries Istio's iptables rules as well: those send the proxy's own
-/// there. Others are sent to loopback in the first place, and have no twin.
+/// Turns the key to the other place of the proxy's port where a connection may end up.
+/// One that is sent to the pod's own address, which is that of its client, ends up at
+/// loopback when the pod carries Istio's iptables rules as well: those send the proxy's
+/// own there. Others are sent to loopback in the first place, and have no twin.
 #[inline(always)]
-fn twin(key: &FlowKey) -> FlowKey {
-    let server = if key.server.is_loopback() {
+fn turn_to_twin(key: &mut FlowKey) {
+    key.server = if key.server.is_loopback() {
         key.client
     } else {
         loopback_like(&key.server)
     };
-    FlowKey { server, ..*key }
 }
 
 /// Removes a connection, wherever it may have ended up.
 #[inline(always)]
-fn remove(key: &FlowKey) {
-    let _ = FLOWS.remove(*key);
-    let _ = FLOWS.remove(twin(key));
+fn remove(mut key: FlowKey) {
+    let _ = FLOWS.remove(&key);
+    turn_to_twin(&mut key);
+    let _ = FLOWS.remove(&key);
 }
 
 /// Whether a redirected connection from `client` to `server` is under way.
@@ -111,8 +114,7 @@ fn refused(event: TcpEvent, socket: Socket) {
 #[inline(always)]
 fn withdraw(event: TcpEvent, socket: Socket) {
     if ASKED.get(socket).is_some() {
-        let key = flow(event.netns(), &event.local(), &event.remote());
-        remove(&key);
+        remove(flow(event.netns(), &event.local(), &event.remote()));
     }
 }
 
@@ -140,13 +142,13 @@ fn take(event: TcpEvent, socket: Socket) {
     }
     // SAFETY: an element is written once and removed by the two ends of one
     // connection; this is one of them, the other still waits.
-    let Some(asked) = (unsafe { FLOWS.get(key) }).copied() else {
+    let Some(asked) = (unsafe { FLOWS.get(&key) }).copied() else {
         return;
     };
-    if ORIGINAL_DST.set(socket, asked).is_err() {
+    if ORIGINAL_DST.set(socket, &asked).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
-    remove(&key);
+    remove(key);
 }
 
 /// The same for a connection from a virtual interface, whose client has no
@@ -158,7 +160,7 @@ fn take_forwarded(netns: NetnsCookie, key: &FlowKey, socket: Socket) {
     let Some(asked) = (unsafe { FORWARDED.get(key) }).copied() else {
         return;
     };
-    if ORIGINAL_DST.set(socket, asked).is_err() {
+    if ORIGINAL_DST.set(socket, &asked).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
     let _ = FORWARDED.remove(key);

@@ -11,7 +11,7 @@ use aya_ebpf::{
     Global,
     helpers::{
         bpf_probe_read_kernel,
-        generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skc_to_tcp_sock},
+        generated::{self, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skc_to_tcp_sock},
     },
 };
 use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
@@ -137,13 +137,19 @@ pub fn now_ms() -> u32 {
     (nanoseconds / 1_000_000) as u32
 }
 
-/// The same value, of which the verifier knows nothing any more. It follows every
-/// combination of what was found out along the way through all that comes
-/// after; a value that a helper has copied starts anew.
+/// Has the verifier forget what it knows of a variable, which stays as it is. It follows
+/// every combination of what was found out along the way through all that comes after;
+/// what a helper has written starts anew.
+///
+/// The variable is copied onto itself, and has no second place on the stack. The compiler
+/// cannot see through a helper either: so the variable lies in memory from here on, in
+/// place of a register, or eight bytes of stack, for each word of it.
 #[inline(always)]
-pub fn forget<T: Copy>(value: T) -> T {
-    // SAFETY: reads the variable itself.
-    unsafe { bpf_probe_read_kernel(core::ptr::from_ref(&value)) }.unwrap_or(value)
+pub fn forget<T: Copy>(value: &mut T) {
+    let at: *mut c_void = core::ptr::from_mut(value).cast();
+    // SAFETY: reads and writes the variable, with the very same bytes. Of a program's own
+    // stack, which is always there, it cannot fail.
+    let _ = unsafe { generated::bpf_probe_read_kernel(at, size_of::<T>() as u32, at) };
 }
 
 /// The uid and gid that `iptables -m owner` compares: the file system ids of

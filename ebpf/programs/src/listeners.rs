@@ -127,7 +127,7 @@ impl Listener {
             return;
         }
         let mark = Endpoint::new(Addr::default(), port);
-        if ORIGINAL_DST.set(socket, mark).is_err() {
+        if ORIGINAL_DST.set(socket, &mark).is_err() {
             counters::failed(netns, ErrorCode::ListenerFailed);
             return;
         }

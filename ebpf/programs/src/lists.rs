@@ -42,12 +42,12 @@ impl Lists for PodLists {
 
 /// What the routing table of a namespace says of a destination.
 #[inline(always)]
-pub fn route(netns: NetnsCookie, to: &Addr) -> Option<Route> {
+pub fn route<'a>(netns: NetnsCookie, to: &Addr) -> Option<&'a Route> {
     let key = TrieKey {
         bits: ROUTE_KEY_BITS + 128,
         data: RouteKey::new(netns, *to),
     };
-    ROUTES.get(key.as_key()).copied()
+    ROUTES.get(key.as_key())
 }
 
 /// What the pod's settings say of an interface, as `INTERFACE_…` bits.

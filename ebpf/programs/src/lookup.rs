@@ -38,19 +38,21 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     let Some(settings) = pods::settings(netns) else {
         return Outcome::Untouched;
     };
-    let (local, remote) = kernel::forget((arrival.local(), arrival.remote()));
-    if settings.has(flags::INTERFACES) && forward::is_look(&remote) {
+    let mut ends = (arrival.local(), arrival.remote());
+    kernel::forget(&mut ends);
+    let (local, remote) = &ends;
+    if settings.has(flags::INTERFACES) && forward::is_look(remote) {
         return Outcome::Untouched;
     }
     // The interface does not tell: for the pod's own address it is eth0's. An
     // own source can only come from inside; from outside it is a martian.
     let from_self =
         lists::route(netns, &remote.addr).is_some_and(|route| route.flags & ROUTE_LOCAL != 0);
-    let inside = from_self && is_redirected(netns, settings, &remote, &local);
+    let inside = from_self && is_redirected(netns, settings, remote, local);
     let port = if inside {
         Some(local.port)
     } else {
-        decide(arrival, netns, settings, &local, &remote, from_self)
+        decide(arrival, netns, settings, local, remote, from_self)
     };
     match port {
         None => Outcome::Untouched,
@@ -70,13 +72,14 @@ fn decide(
     from_self: bool,
 ) -> Option<u16> {
     let interface = lists::interface(settings, arrival.ifindex());
-    let facts = kernel::forget(Inbound {
+    let mut facts = Inbound {
         destination: local.addr,
         port: local.port,
         from_self,
         interface_excluded: interface & INTERFACE_EXCLUDED != 0,
         interface_virtual: interface & INTERFACE_VIRTUAL != 0,
-    });
+    };
+    kernel::forget(&mut facts);
     let lists = PodLists {
         list_set: settings.list_set,
     };
@@ -135,7 +138,9 @@ const fn wanted(v4: bool, inside: bool) -> u32 {
 fn assign(arrival: Arrival, netns: NetnsCookie, port: u16, inside: bool) -> Outcome {
     let wanted = wanted(arrival.family() == AF_INET, inside);
     // What the verifier can tell apart it follows through all the slots, for each pod anew.
-    let (port, wanted, mut not_taken) = kernel::forget((port, wanted, 0));
+    let mut known = (port, wanted, 0);
+    kernel::forget(&mut known);
+    let (port, wanted, mut not_taken) = known;
     for (index, kind) in KINDS.into_iter().enumerate() {
         let is_wanted = wanted & 1 << index != 0;
         if is_wanted && assign_kind(arrival, netns, port, kind, &mut not_taken) {

@@ -10,7 +10,7 @@ use crate::{
 /// What getpeername() on a redirected socket has to answer: what was asked for.
 #[inline(always)]
 pub fn peer(call: AddressCall) -> Option<Endpoint> {
-    ASKED.get(call.socket().socket())?.destination()
+    ASKED.get(call.socket().socket())?.destination().copied()
 }
 
 /// `SOL_IP`

@@ -18,7 +18,7 @@ use shunt_programs::{
 #[cgroup_sock_addr(connect4)]
 fn shunt_connect4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
-    match connect::connect(call, call.address4()) {
+    match connect::connect(call, AddressCall::address4) {
         Outcome::Untouched => PROCEED,
         Outcome::Redirected(to) => call.set_address4(&to),
         Outcome::Refused(errno) => fail_with(errno),
@@ -29,7 +29,7 @@ fn shunt_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 fn shunt_connect6(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
-    match connect::connect(call, call.address6()) {
+    match connect::connect(call, AddressCall::address6) {
         Outcome::Untouched => PROCEED,
         Outcome::Redirected(to) => call.set_address6(&to),
         Outcome::Refused(errno) => fail_with(errno),
@@ -40,7 +40,7 @@ fn shunt_connect6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg4)]
 fn shunt_sendmsg4(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
-    match datagram::send(call, call.address4()) {
+    match datagram::send(call, AddressCall::address4) {
         Outcome::Untouched => PROCEED,
         Outcome::Redirected(to) => call.set_address4(&to),
         Outcome::Refused(errno) => fail_with(errno),
@@ -51,7 +51,7 @@ fn shunt_sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 fn shunt_sendmsg6(ctx: SockAddrContext) -> i32 {
     let call = AddressCall::new(ctx.sock_addr);
-    match datagram::send(call, call.address6()) {
+    match datagram::send(call, AddressCall::address6) {
         Outcome::Untouched => PROCEED,
         Outcome::Redirected(to) => call.set_address6(&to),
         Outcome::Refused(errno) => fail_with(errno),

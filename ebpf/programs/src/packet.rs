@@ -2,7 +2,7 @@
 
 use shunt_abi::{Addr, Endpoint};
 
-use crate::ctx::{Checksum, Frame, HelperFailed};
+use crate::ctx::{Checksum, Frame, FullSocket, HelperFailed};
 
 /// `ETH_P_IP`
 const IPV4: u16 = 0x0800;
@@ -75,18 +75,17 @@ struct TcpHeader {
 }
 
 /// What is in a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// No TCP.
     Other,
     /// TCP.
-    Tcp(Packet),
-    /// TCP as it seems, but no whole packet of it: a fragment, or one cut short;
-    /// with where it is sent to, unspecified if that is not to be read either.
-    Unreadable(Addr),
+    Tcp,
+    /// TCP as it seems, but no whole packet of it: a fragment, or one cut short.
+    Unreadable,
 }
 
 /// A packet of TCP in its frame.
-#[derive(Clone, Copy)]
 pub struct Packet {
     frame: Frame,
     /// Where the IP header is.
@@ -108,68 +107,77 @@ enum Transport {
 }
 
 impl Packet {
-    /// Looks for TCP behind a link layer header of that many bytes.
+    /// What is behind a link layer header of that many bytes, to be found.
     #[inline(always)]
-    pub fn find(frame: Frame, link_header: u32) -> Content {
-        match frame.protocol() {
-            IPV4 => Self::find4(frame, link_header),
-            IPV6 => Self::find6(frame, link_header),
+    pub const fn behind(frame: Frame, link_header: u32) -> Self {
+        const NOWHERE: Endpoint = Endpoint::new(Addr::from_v6([0; 4]), 0);
+        Self {
+            frame,
+            network: link_header,
+            transport: 0,
+            source: NOWHERE,
+            destination: NOWHERE,
+            flags: 0,
+        }
+    }
+
+    /// Looks for TCP. When it is unreadable, where it is sent to is known all the same, but
+    /// no port, and the address is unspecified if it is not to be read either.
+    #[inline(always)]
+    pub fn find(&mut self) -> Content {
+        match self.frame.protocol() {
+            IPV4 => self.find4(),
+            IPV6 => self.find6(),
             _ => Content::Other,
         }
     }
 
     #[inline(always)]
-    fn find4(frame: Frame, network: u32) -> Content {
-        let Some(header) = frame.load::<Header4>(network) else {
-            return Content::Unreadable(Addr::from_v4(0));
+    fn find4(&mut self) -> Content {
+        self.destination.addr = Addr::from_v4(0);
+        let Some(header) = self.frame.load::<Header4>(self.network) else {
+            return Content::Unreadable;
         };
         if header.protocol != TCP {
             return Content::Other;
         }
-        let source = Addr::from_v4(header.source);
-        let destination = Addr::from_v4(header.destination);
+        self.source.addr = Addr::from_v4(header.source);
+        self.destination.addr = Addr::from_v4(header.destination);
         if u16::from_be(header.fragment) & FRAGMENT4 != 0 {
-            return Content::Unreadable(destination);
+            return Content::Unreadable;
         }
-        let transport = network + 4 * u32::from(header.version_and_length & 0xf);
-        Self::read(frame, network, transport, source, destination)
+        self.transport = self.network + 4 * u32::from(header.version_and_length & 0xf);
+        self.read()
     }
 
     #[inline(always)]
-    fn find6(frame: Frame, network: u32) -> Content {
-        let Some(header) = frame.load::<Header6>(network) else {
-            return Content::Unreadable(Addr::default());
+    fn find6(&mut self) -> Content {
+        let Some(header) = self.frame.load::<Header6>(self.network) else {
+            return Content::Unreadable;
         };
-        let destination = Addr::from_v6(header.destination);
-        match behind_extensions(frame, network + size_of::<Header6>() as u32, header.next) {
+        self.source.addr = Addr::from_v6(header.source);
+        self.destination.addr = Addr::from_v6(header.destination);
+        let behind = self.network + size_of::<Header6>() as u32;
+        match behind_extensions(self.frame, behind, header.next) {
             Transport::Other => Content::Other,
-            Transport::Unreadable => Content::Unreadable(destination),
+            Transport::Unreadable => Content::Unreadable,
             Transport::At(transport) => {
-                let source = Addr::from_v6(header.source);
-                Self::read(frame, network, transport, source, destination)
+                self.transport = transport;
+                self.read()
             }
         }
     }
 
+    /// Reads the TCP header.
     #[inline(always)]
-    fn read(
-        frame: Frame,
-        network: u32,
-        transport: u32,
-        source: Addr,
-        destination: Addr,
-    ) -> Content {
-        let Some(header) = frame.load::<TcpHeader>(transport) else {
-            return Content::Unreadable(destination);
+    fn read(&mut self) -> Content {
+        let Some(header) = self.frame.load::<TcpHeader>(self.transport) else {
+            return Content::Unreadable;
         };
-        Content::Tcp(Self {
-            frame,
-            network,
-            transport,
-            source: Endpoint::new(source, u16::from_be(header.source)),
-            destination: Endpoint::new(destination, u16::from_be(header.destination)),
-            flags: header.flags,
-        })
+        self.source.port = u16::from_be(header.source);
+        self.destination.port = u16::from_be(header.destination);
+        self.flags = header.flags;
+        Content::Tcp
     }
 
     /// Whether it opens a connection: a SYN that answers none.
@@ -188,6 +196,13 @@ impl Packet {
     #[inline(always)]
     pub const fn is_reset(&self) -> bool {
         self.flags & RST != 0
+    }
+
+    /// Lets `look` see the socket that has a connection between the sender and `server`,
+    /// as [`Frame::receiver`] does.
+    #[inline(always)]
+    pub fn receiver<R>(&self, server: &Endpoint, look: impl FnOnce(FullSocket) -> R) -> Option<R> {
+        self.frame.receiver(&self.source, server, look)
     }
 
     /// Sends it somewhere else, of the same family.

@@ -43,7 +43,7 @@ pub fn message(call: Outgoing) {
             };
             match given {
                 Ok(()) => {
-                    sender.spliced = 1;
+                    sender.spliced = sender.spliced.saturating_add(1);
                     sender.missed = sender.missed.saturating_sub(1);
                     counters::spliced(netns, bytes);
                     return;
@@ -76,7 +76,12 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
     let peer = &sender.peer;
     let word = |offset| other.and_then(|other| other.field::<u32>(offset));
     let from_proxy = sender.flags & END_PROXY != 0;
-    let spliced = sender.spliced != 0;
+    let queued = word(at.sock_queued).unwrap_or(u32::MAX);
+    if queued == 0 {
+        // The last of them has been read, too.
+        sender.spliced = sender.spliced.min(1);
+    }
+    let spliced = sender.spliced;
     let written = own.word(at.tcp_written);
     Message {
         mode: mode(netns, other.map_or(netns, |_| peer.netns)),
@@ -91,8 +96,13 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
         written,
         acked: own.word(at.tcp_acked),
         // Asked for only where it matters: this is for every message.
-        read: if spliced { None } else { word(at.tcp_copied) }.unwrap_or(!written),
-        queued: word(at.sock_queued).unwrap_or(u32::MAX),
+        read: if spliced == 0 {
+            word(at.tcp_copied)
+        } else {
+            None
+        }
+        .unwrap_or(!written),
+        queued,
         buffer: word(at.sock_buffer).unwrap_or(0),
         size: call.size(),
         missed: sender.missed,

@@ -110,14 +110,12 @@ pub fn established(event: TcpEvent, socket: Socket, active: bool) {
     if !active {
         flags |= END_PASSIVE;
     }
-    let first = Sender {
-        flags,
-        ..Sender::default()
-    };
     // Without memory it goes by TCP.
-    let Some(sender) = SENDERS.get_or_insert(socket, first) else {
+    let Some(sender) = SENDERS.get_or_zeros(socket) else {
         return;
     };
+    // Nobody looks at it before: its socket is in no map, and unknown in `ENDS`.
+    sender.flags = flags;
     event.watch(BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
     if proxy && !active {
         // It may never send anything, and so hear of no acknowledgement.
@@ -180,7 +178,7 @@ fn may_join(sender: &Sender) -> bool {
         return false;
     }
     // SAFETY: an element of the map, of which this word is only set.
-    unsafe { ENDS.get(sender.key) }.is_some_and(|end| end.wanted != 0)
+    unsafe { ENDS.get(&sender.key) }.is_some_and(|end| end.wanted != 0)
 }
 
 /// A socket that is spliced heard of an acknowledgement: something of it went by
@@ -227,7 +225,7 @@ fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sen
         flags: sender.flags,
         wanted: 0,
     };
-    if ENDS.insert(sender.key, end, 0).is_ok() {
+    if ENDS.insert(&sender.key, &end, 0).is_ok() {
         sender.known = 1;
     }
 }
@@ -236,7 +234,7 @@ fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sen
 #[inline(always)]
 fn ask_for(netns: NetnsCookie, sender: &Sender) {
     let (Some(own), Some(peer)) = (
-        ENDS.get_ptr_mut(sender.key),
+        ENDS.get_ptr_mut(&sender.key),
         ENDS.get_ptr_mut(sender.key.peer()),
     ) else {
         return;
@@ -276,18 +274,19 @@ pub fn changes(event: TcpEvent, socket: Socket) {
     }
     if state == BPF_TCP_CLOSE {
         if sender.known != 0 {
-            let _ = ENDS.remove(sender.key);
+            let _ = ENDS.remove(&sender.key);
         }
         SENDERS.remove(socket);
     }
 }
 
-/// Takes the socket out of the map.
+/// Takes the socket out of the map. The key is given where it lies, and not copied: nobody
+/// changes it once it is known.
 #[inline(always)]
 fn take_out(sender: &mut Sender) {
-    let mut key = kernel::forget(sender.key);
+    let key = core::ptr::from_mut(&mut sender.key).cast();
     // SAFETY: a socket map, and a key of it; `sock_ops` may do this.
-    let _ = unsafe { bpf_map_delete_elem(map_of(&SPLICED), core::ptr::from_mut(&mut key).cast()) };
+    let _ = unsafe { bpf_map_delete_elem(map_of(&SPLICED), key) };
     sender.member = 0;
 }
 
@@ -316,7 +315,7 @@ pub fn visited(visit: FileVisit) {
     let (Some(tcp), Some(address)) = (Structure::tcp_sock(socket), Address::of(socket)) else {
         return;
     };
-    let Some(end) = ENDS.get_ptr_mut(sender.key) else {
+    let Some(end) = ENDS.get_ptr_mut(&sender.key) else {
         return;
     };
     // SAFETY: an element of the map, of which this word is only set.
@@ -343,20 +342,13 @@ pub fn visited(visit: FileVisit) {
     }
 }
 
-/// Adds a socket to a map.
+/// Adds a socket to a map, by its key where it lies.
 #[inline(always)]
-fn put(map: *mut c_void, sender: &Sender, socket: Socket) -> i64 {
-    let mut key = kernel::forget(sender.key);
+fn put(map: *mut c_void, sender: &mut Sender, socket: Socket) -> i64 {
+    let key = core::ptr::from_mut(&mut sender.key).cast();
     // SAFETY: a key of this map; the iterator holds the file, and the value of a
     // socket map is the socket itself.
-    unsafe {
-        bpf_map_update_elem(
-            map,
-            core::ptr::from_mut(&mut key).cast(),
-            socket.as_ptr(),
-            u64::from(BPF_NOEXIST),
-        )
-    }
+    unsafe { bpf_map_update_elem(map, key, socket.as_ptr(), u64::from(BPF_NOEXIST)) }
 }
 
 /// Whether a socket with these flags is only given something by one with those.

@@ -80,18 +80,6 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         }
     }
 
-    /// The value of `socket`, made from `first` when it has none. `None` when
-    /// there is no memory for it.
-    #[inline(always)]
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the value belongs to the kernel, not to this definition"
-    )]
-    pub fn get_or_insert(&self, socket: Socket, mut first: T) -> Option<&mut T> {
-        // SAFETY: as for `get_mut`; there is a value at `first`.
-        unsafe { self.made_from(socket, &raw mut first).as_mut() }
-    }
-
     /// The value of `socket`; where it has none, one of zeros. `None` when there is no
     /// memory for it. Takes nothing of the stack, which a large value would fill.
     #[inline(always)]
@@ -101,7 +89,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     )]
     pub fn get_or_zeros(&self, socket: Socket) -> Option<&mut T> {
         // SAFETY: as for `get_mut`; the kernel's zeros are integers like others.
-        unsafe { self.made_from(socket, ptr::null_mut()).as_mut() }
+        unsafe { self.made_from(socket, ptr::null()).as_mut() }
     }
 
     /// Where the value of `socket` is, made from `first` when it has none, or of zeros
@@ -111,22 +99,25 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     ///
     /// There is a value at `first`, or it is null.
     #[inline(always)]
-    unsafe fn made_from(&self, socket: Socket, first: *mut T) -> *mut T {
+    unsafe fn made_from(&self, socket: Socket, first: *const T) -> *mut T {
         let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-        // SAFETY: as for `get`; `first` is read only while the helper runs.
-        unsafe { bpf_sk_storage_get(self.map(), socket.as_ptr(), first.cast(), flags).cast() }
+        let first = first.cast_mut().cast();
+        // SAFETY: as for `get`; `first` is only read, and while the helper runs.
+        unsafe { bpf_sk_storage_get(self.map(), socket.as_ptr(), first, flags).cast() }
     }
 
     /// Gives `socket` this value, in place of any other.
     ///
     /// Fails when there is no memory for it.
     #[inline(always)]
-    pub fn set(&self, socket: Socket, value: T) -> Result<(), HelperFailed>
+    pub fn set(&self, socket: Socket, value: &T) -> Result<(), HelperFailed>
     where
         T: Copy,
     {
+        // SAFETY: as for `get_mut`; there is a value behind a reference.
+        let place = unsafe { self.made_from(socket, value).as_mut() };
         // Written again where there was another one before.
-        *self.get_or_insert(socket, value).ok_or(HelperFailed)? = value;
+        *place.ok_or(HelperFailed)? = *value;
         Ok(())
     }
 

@@ -124,6 +124,11 @@ impl Lab {
         self.counters()["bytes"].as_u64().unwrap_or(0)
     }
 
+    /// How many messages were spliced.
+    pub(super) fn spliced_messages(&self) -> u64 {
+        self.counters()["messages"].as_u64().unwrap_or(0)
+    }
+
     /// What the pod's TCP has counted of segments that it dropped because a buffer was full:
     /// each of them is a stall until it is sent again.
     pub(super) fn dropped(&self) -> Vec<(String, u64)> {

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     arch::Arch,
-    build, paths, say,
+    build,
+    exec::Step,
+    paths, say,
     setup::{self, Use},
 };
 
@@ -53,6 +55,9 @@ impl Arguments {
 /// The demo, where it is in the VM.
 const DEMO: &str = "/usr/local/bin/demo";
 
+/// Where the work tree is in the VM, whose shell starts there.
+const WORK_TREE: &str = "/root/shunt";
+
 /// Where the commands are in the VM.
 const COMMANDS: &str = "/vm/commands";
 
@@ -81,18 +86,40 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
 /// The script of a VM: the demo, whose pods stay, with these arguments.
 fn script(demo: &str) -> String {
     format!(
-        "export SHUNT_BIN={} SHUNT_ENVOY={}\n{demo}\n",
+        "export SHUNT_BIN={} SHUNT_ENVOY={}\ncd {WORK_TREE}\n{demo}\n",
         image::AGENT,
         image::ENVOY
     )
 }
 
 fn files() -> Result<Vec<image::Packed>> {
-    Ok(vec![
+    let mut files = vec![
         packed(paths::release("shunt"), image::AGENT),
         packed(paths::release("demo"), DEMO),
         packed(setup::envoy()?, image::ENVOY),
-    ])
+    ];
+    files.extend(work_tree()?);
+    Ok(files)
+}
+
+/// The files of the work tree as they are now, changes that are not committed included. What
+/// git ignores, such as what was built, stays here.
+fn work_tree() -> Result<Vec<image::Packed>> {
+    let names = Step::new("git", "listing the work tree")
+        .args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ])
+        .dir(&paths::root())
+        .remedy("Install git, and make the work tree by `git clone`.")
+        .output()?;
+    let names = names.split('\0').filter(|name| !name.is_empty());
+    let files = names.map(|name| packed(paths::root().join(name), &format!("{WORK_TREE}/{name}")));
+    // One that was deleted is still listed.
+    Ok(files.filter(|file| file.from.is_file()).collect())
 }
 
 /// A shell on the console, which is this terminal.

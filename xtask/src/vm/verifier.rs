@@ -61,19 +61,6 @@ fn kernels(text: &str) -> Result<Kernels, String> {
 const MOST_INSTRUCTIONS: u64 = 1_000_000;
 const MOST_STACK: u64 = 512;
 
-/// Programs that have more than half of the stack, and the bytes that each may have. Half is
-/// the rule for every other. The instructions that a verifier looks at differ from kernel to
-/// kernel; the stack is the compiler's, and a program that loads on one kernel has no less
-/// room on another. What these have on it is addresses of 16 bytes, keys of maps and facts.
-const DEEP: [(&str, u64); 6] = [
-    ("shunt_arrives", 480),
-    ("shunt_connect4", 416),
-    ("shunt_connect6", 416),
-    ("shunt_sendmsg4", 384),
-    ("shunt_sendmsg6", 384),
-    ("shunt_sock_ops", 384),
-];
-
 /// The program that loads every program.
 const PROGRAM: &str = "verifier";
 
@@ -239,22 +226,15 @@ impl Found {
         text
     }
 
-    /// The programs that have more than half of what a limit allows, or, of [`DEEP`], more
-    /// than they may.
+    /// The programs that have more than half of what a limit allows.
     fn complaints(&self) -> Vec<String> {
         let mut complaints = Vec::new();
         for (program, figures) in &self.programs {
-            let deep = DEEP.iter().find(|(deep, _)| deep == program);
-            let stack = deep.map_or(MOST_STACK / 2, |(_, most)| *most);
-            for (what, found, most, limit) in [
-                (
-                    "instructions",
-                    figures.instructions,
-                    MOST_INSTRUCTIONS / 2,
-                    MOST_INSTRUCTIONS,
-                ),
-                ("bytes of stack", figures.combined_stack, stack, MOST_STACK),
+            for (what, found, limit) in [
+                ("instructions", figures.instructions, MOST_INSTRUCTIONS),
+                ("bytes of stack", figures.combined_stack, MOST_STACK),
             ] {
+                let most = limit / 2;
                 if found > most {
                     complaints.push(format!(
                         "Linux {}: {program} has {found} {what}; it may have {most}, and the \
@@ -352,11 +332,6 @@ mod tests {
                  limit is 512",
             ]
         );
-        for (program, most) in DEEP {
-            assert!((MOST_STACK / 2..MOST_STACK).contains(&most));
-            assert!(complaints(program, 1, most).is_empty());
-            assert_eq!(complaints(program, 500_001, most + 1).len(), 2);
-        }
     }
 
     #[test]

@@ -42,6 +42,11 @@ const SOCKET_MAPS: &[&str] = &["RECEIVERS", "SPLICED"];
 /// yet.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// For how long nothing may be unread before the maps go. Whoever has decided to splice a
+/// message gives it to the reader a moment later, for which the kernel may have to wait for
+/// memory, or for the reader's lock.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// How long it pauses between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -219,18 +224,27 @@ impl Splicing {
     ///
     /// When the kernel refuses.
     pub(super) fn stop(&mut self) -> Result<bool> {
+        if self.has_no_member()? {
+            return Ok(true);
+        }
         self.pause(true)?;
         let until = Instant::now() + PATIENCE;
-        let mut quiet = 0;
+        let mut quiet: Option<Instant> = None;
         while Instant::now() < until {
-            // Twice, with a pause: a message may have been decided over before.
-            quiet = if self.unread()? == 0 { quiet + 1 } else { 0 };
-            if quiet > 1 {
+            if self.unread()? > 0 {
+                quiet = None;
+            } else if quiet.get_or_insert_with(Instant::now).elapsed() >= QUIET {
                 return Ok(true);
             }
             thread::sleep(PAUSE);
         }
         Ok(false)
+    }
+
+    fn has_no_member(&self) -> Result<bool> {
+        let is_empty = |name: &&str| Ok(self.sockets(name)?.keys().next().is_none());
+        let empty: Result<Vec<bool>> = SOCKET_MAPS.iter().map(is_empty).collect();
+        Ok(empty?.into_iter().all(|empty| empty))
     }
 
     /// The program that passes messages on, as `bpftool` shows it.

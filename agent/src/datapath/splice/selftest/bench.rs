@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -35,11 +36,15 @@ pub(super) struct Bench {
 }
 
 /// Two ends of a connection. What `a` sends is spliced into `b`, and the other
-/// way round. Both are in non-blocking mode.
+/// way round. Both are in non-blocking mode; made to block, they wait for
+/// [`LONGEST_WAIT`].
 pub(super) struct Pair {
     pub(super) a: TcpStream,
     pub(super) b: TcpStream,
 }
+
+/// The longest that a blocking read of a trial takes.
+const LONGEST_WAIT: Duration = Duration::from_millis(200);
 
 /// Runs `work` with a bench, on a thread in a network namespace of its own.
 ///
@@ -161,6 +166,8 @@ impl Pair {
         for end in [&a, &b] {
             end.set_nonblocking(true)?;
             end.set_nodelay(true)?;
+            // For when a trial makes it wait: what a kernel does not bring, it may never.
+            end.set_read_timeout(Some(LONGEST_WAIT))?;
         }
         Ok(Self { a, b })
     }

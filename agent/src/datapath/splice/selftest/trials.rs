@@ -416,13 +416,11 @@ fn awaited<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// Reads the urgent byte that has been sent.
 fn urgent(end: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-    awaited(
-        || match recv(end.as_raw_fd(), room, MsgFlags::MSG_OOB) {
-            // That there is none (yet).
-            Err(Errno::EINVAL) => Err(Errno::EAGAIN.into()),
-            done => Ok(done?),
-        },
-    )
+    awaited(|| match recv(end.as_raw_fd(), room, MsgFlags::MSG_OOB) {
+        // That there is none (yet).
+        Err(Errno::EINVAL) => Err(Errno::EAGAIN.into()),
+        done => Ok(done?),
+    })
 }
 
 /// Reads `count` bytes that have been sent.
