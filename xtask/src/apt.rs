@@ -93,14 +93,19 @@ impl Apt {
 
     /// Downloads packages and all that they need, as for a machine that has nothing yet, and
     /// gives back their files; apt compares them with the lists.
-    pub(crate) fn download_with_all_needed(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(crate) fn download_with_all_needed(
+        &self,
+        packages: &[impl AsRef<str>],
+    ) -> Result<Vec<PathBuf>> {
         let install = [
             "install",
             "--yes",
             "--download-only",
             "--no-install-recommends",
         ];
-        self.fetch(&[&install[..], packages].concat(), &self.dir)?;
+        let packages = packages.iter().map(AsRef::as_ref);
+        let arguments: Vec<&str> = install.into_iter().chain(packages).collect();
+        self.fetch(&arguments, &self.dir)?;
         let archives = self.dir.join("archives");
         let entries =
             fs::read_dir(&archives).with_context(|| format!("listing {}", archives.display()))?;

@@ -139,7 +139,7 @@ impl Listener {
 #[inline(always)]
 fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) {
     for slot in 0..LISTENER_SLOTS {
-        match add(&mut listener.key(slot)) {
+        match add(&mut listener.key(slot)) as i32 {
             0 => return,
             TAKEN => {}
             _ => return counters::failed(listener.netns, ErrorCode::ListenerFailed),
@@ -147,8 +147,9 @@ fn into_free_slot(listener: &Listener, add: impl Fn(&mut ListenerKey) -> i64) {
     }
 }
 
-/// `-EEXIST`
-const TAKEN: i64 = -17;
+/// `-EEXIST`, as an `int`: before Linux 6.4 `bpf_map_update_elem` is a call of the map's own
+/// function, which returns one, and nobody extends its sign.
+const TAKEN: i32 = -17;
 
 #[inline(always)]
 fn map() -> *mut c_void {

@@ -237,12 +237,16 @@ fn settle(end: &End) {
     });
 }
 
-/// State, segments not acknowledged, segments lost, segments sent again.
+/// State, segments not acknowledged, segments lost, segments that are on their way again. How
+/// many were sent again in all is not asked for: on a busy machine TCP does that by itself.
 fn told_of_itself(end: &End) -> (u8, u32, u32, u32) {
     const LENGTH: usize = size_of::<libc::tcp_info>();
     let answer = option(end.socket(), libc::IPPROTO_TCP, libc::TCP_INFO, LENGTH);
-    assert_eq!((answer.result, answer.length as usize), (Ok(()), LENGTH));
+    assert_eq!(answer.result, Ok(()));
+    // Older kernels tell less.
+    let length = answer.length as usize;
     let word = |offset: usize| {
+        assert!(offset + 4 <= length, "only {length} bytes were told");
         let bytes = &answer.buffer[offset..offset + 4];
         u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
     };
@@ -250,7 +254,7 @@ fn told_of_itself(end: &End) -> (u8, u32, u32, u32) {
         answer.buffer[0],
         word(std::mem::offset_of!(libc::tcp_info, tcpi_unacked)),
         word(std::mem::offset_of!(libc::tcp_info, tcpi_lost)),
-        word(std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans)),
+        word(std::mem::offset_of!(libc::tcp_info, tcpi_retrans)),
     );
     end.note("is in the state, with segments on the way", told)
 }

@@ -129,9 +129,9 @@ impl Lab {
         self.counters()["messages"].as_u64().unwrap_or(0)
     }
 
-    /// How many segments of TCP the pod has dropped because a buffer was full: each
-    /// of them is a stall until it is sent again.
-    pub(super) fn dropped(&self) -> u64 {
+    /// What the pod's TCP has counted of segments that it dropped because a buffer was full:
+    /// each of them is a stall until it is sent again.
+    pub(super) fn dropped(&self) -> Vec<(String, u64)> {
         let netstat = self
             .pod
             .netns()
@@ -142,8 +142,9 @@ impl Lab {
             .split(' ')
             .zip(values.split(' '))
             .filter(|(name, _)| ["TCPRcvQDrop", "RcvPruned", "TCPZeroWindowDrop"].contains(name))
-            .filter_map(|(_, value)| value.parse::<u64>().ok())
-            .sum()
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 
     /// How many messages went by TCP for this reason.

@@ -70,6 +70,10 @@ const BATCH: usize = 16;
 /// second, where the machine keeps up.
 const PACE: Duration = Duration::from_millis(25);
 
+/// How much longer the pause after a batch is than the batch took, at least: where a machine
+/// is slow, as one that is emulated, the next agent has to come up beside the load.
+const REST: u32 = 3;
+
 /// How many connections have to come between two upheavals.
 const ENOUGH: u64 = 500;
 
@@ -195,7 +199,7 @@ impl Way {
     fn repeat(&self, ended: &AtomicBool, done: &AtomicU64, wrong: &Mutex<Option<String>>) {
         let calls = [self.probe; BATCH];
         while !ended.load(Ordering::Relaxed) {
-            let next = Instant::now() + PACE;
+            let began = Instant::now();
             for answer in probe_all((self.from)(&self.world), &calls) {
                 let seen = answer.outcome.to_string();
                 let is_right = seen == self.to
@@ -209,7 +213,8 @@ impl Way {
                     return;
                 }
             }
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+            let took = began.elapsed();
+            thread::sleep(PACE.saturating_sub(took).max(took * REST));
         }
     }
 }

@@ -379,12 +379,6 @@ pub(crate) const TABLE: &[Package] = &[
     ),
     package(
         For::Vm,
-        "qemu-system-x86",
-        Sign::Program("qemu-system-x86_64"),
-        "runs the tests on other kernels, in virtual machines",
-    ),
-    package(
-        For::Vm,
         "kmod",
         Sign::Program("depmod"),
         "finds out which module of such a kernel needs which, and loads them there",
@@ -400,12 +394,6 @@ pub(crate) const TABLE: &[Package] = &[
         "libc6-dev-arm64-cross",
         Sign::File("/usr/aarch64-linux-gnu/include/stdlib.h"),
         "what is linked with there",
-    ),
-    package(
-        For::Aarch64Vm,
-        "qemu-system-arm",
-        Sign::Program("qemu-system-aarch64"),
-        "runs the tests on arm64, in virtual machines",
     ),
     package(
         For::Aarch64Vm,

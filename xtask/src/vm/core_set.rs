@@ -3,7 +3,6 @@
 //! A whole run in an emulated machine takes most of an hour. These are the ones that tell
 //! most about a *kernel* for their time: whether its verifier takes every program, whether
 //! every hook does what the agent builds on, and what its socket maps do.
-
 //!
 //! An emulated machine takes some ten seconds of a processor to start one agent, most of them
 //! to read the kernel's BTF. So a test that starts one has to find out what no other here does.
@@ -16,6 +15,7 @@ pub(super) const TESTS: &[&str] = &[
     // Listeners that come and go, before and after the agent; settings that change; an
     // agent that ends.
     "lifecycle::a_listener_that_is_closed_leaves_the_others_of_its_group",
+    "lifecycle::a_listener_that_is_closed_leaves_the_others_that_listened_before_the_agent",
     "lifecycle::a_proxy_that_restarts_is_followed",
     "lifecycle::enrolling_again_replaces_the_settings",
     "lifecycle::an_agent_that_ends_takes_everything_with_it",
@@ -34,6 +34,8 @@ pub(super) const TESTS: &[&str] = &[
     // DNS over UDP.
     "dns::sockets::an_answer_comes_from_the_server_that_was_asked",
     "dns::verdicts::an_excluded_port_53_is_left_alone",
+    // TLS in the kernel, which goes by TCP.
+    "semantics::layers::tls_in_the_kernel",
     // Splicing: bytes that arrive whole and in order, and no more of them than there is
     // room for.
     "splice::order::what_was_sent_before_the_connection_is_spliced_comes_first",

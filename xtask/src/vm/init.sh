@@ -22,6 +22,8 @@ ulimit -l unlimited
 ulimit -n 1048576
 hostname shunt-vm
 ip link set lo up
+# The tests' applications may not load modules, and a test of TLS in the kernel is to have it.
+modprobe tls || exit
 # The second serial line. A terminal is to add nothing to what the tests write.
 ln -s "$(cat /vm/results)" /dev/results
 stty -F /dev/results raw

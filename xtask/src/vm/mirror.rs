@@ -8,14 +8,14 @@ use crate::exec::Step;
 /// The suites that are looked through for kernels.
 const SUITES: [&str; 4] = ["bookworm", "trixie", "trixie-backports", "sid"];
 
-/// The suite that has a newer QEMU for Debian 12.
-const BACKPORTS: [&str; 1] = ["bookworm-backports"];
+/// The suite that has a newer QEMU for Debian 12. What that needs is in [`PROGRAMS`].
+pub(super) const BACKPORTS: &str = "bookworm-backports";
 
 /// With which the lists are signed, unless the machine's sources name another.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The suite of the programs in a VM, those of Debian 12 as on the machine itself.
-const PROGRAMS: [&str; 1] = ["bookworm"];
+const PROGRAMS: &str = "bookworm";
 
 /// The sources of an apt that knows the kernels: a file and its text.
 pub(super) fn kernels() -> Result<(String, String)> {
@@ -24,12 +24,13 @@ pub(super) fn kernels() -> Result<(String, String)> {
 
 /// The sources of an apt that knows the programs of another kind of machine.
 pub(super) fn programs() -> Result<(String, String)> {
-    Ok(("programs.list".to_owned(), lines(&mirror()?, &PROGRAMS)))
+    Ok(("programs.list".to_owned(), lines(&mirror()?, &[PROGRAMS])))
 }
 
 /// The sources of an apt that knows a newer QEMU.
 pub(super) fn emulator() -> Result<(String, String)> {
-    Ok(("emulator.list".to_owned(), lines(&mirror()?, &BACKPORTS)))
+    let suites = [PROGRAMS, BACKPORTS];
+    Ok(("emulator.list".to_owned(), lines(&mirror()?, &suites)))
 }
 
 /// Where Debian's archive is, and with what it is signed.

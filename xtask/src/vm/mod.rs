@@ -130,6 +130,10 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     let chosen = selection.of(listed(&target, &tests)?)?;
     let (mut files, variables) = programs(&target, &chosen, arguments.core)?;
     files.push(packed(stripped(&target, &tests)?, image::TESTS));
+    files.extend(READ.map(|file| Packed {
+        from: paths::root().join(file),
+        to: paths::root().join(file),
+    }));
     say(format!(
         "{} tests on Linux {} for {}, {} at a time",
         chosen.len(),
@@ -171,6 +175,10 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         ExitCode::FAILURE
     })
 }
+
+/// What tests read of the repository, where it was when they were built: documentation, and
+/// something in the directory from which they look for it.
+const READ: [&str; 3] = ["docs/splicing.md", "docs/verified.md", "tests/Cargo.toml"];
 
 /// A variable of the tests, and the file that it names.
 type Variable = (&'static str, &'static str);

@@ -55,6 +55,28 @@ impl Session {
     }
 }
 
+/// How the name of an image ends, after the id of the process that made it.
+const IMAGE: &str = "cpio";
+
+/// Removes the images of processes that were killed.
+fn sweep(directory: &Path) -> Result<()> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))?;
+    let is_image = |file: &PathBuf| file.extension().is_some_and(|end| end == IMAGE);
+    let files = entries.flatten().map(|entry| entry.path());
+    for image in files.filter(is_image) {
+        let name = image.file_stem().unwrap_or_default().to_string_lossy();
+        let maker = name
+            .rsplit_once('-')
+            .map(|(_, id)| Path::new("/proc").join(id));
+        if maker.is_some_and(|maker| !maker.exists()) {
+            // Another may be about to do the same.
+            let _ = fs::remove_file(&image);
+        }
+    }
+    Ok(())
+}
+
 /// Packs the file system of a VM for as long as `work` needs it.
 pub(super) fn with_image<T>(
     name: &str,
@@ -63,7 +85,9 @@ pub(super) fn with_image<T>(
     run: &str,
     work: impl FnOnce(&Machine<'_>) -> Result<T>,
 ) -> Result<T> {
-    let image = directory()?.join(format!("{name}-{}.cpio", process::id()));
+    let directory = directory()?;
+    sweep(&directory)?;
+    let image = directory.join(format!("{name}-{}.{IMAGE}", process::id()));
     let machine = Machine {
         kernel,
         image: &image,

@@ -43,14 +43,47 @@ pub(super) fn fetch(
     })
 }
 
+/// The C library. A program needs the one of the loader that starts it, which is this
+/// machine's.
+const C_LIBRARY: &str = "libc6_";
+
+/// The same with all that the packages need, but for the C library: whatever this machine
+/// has or lacks, and in whichever versions, it does not matter.
+pub(super) fn fetch_with_all_needed(apt: &Apt, packages: &[String], place: &Path) -> Result<()> {
+    beside(place, |staging| {
+        let root = root(staging);
+        merge(&root, &["bin", "sbin", "lib", "lib64"])?;
+        for package in apt.download_with_all_needed(packages)? {
+            let name = package.file_name().unwrap_or_default();
+            if name.to_string_lossy().starts_with(C_LIBRARY) {
+                continue;
+            }
+            let kept = staging.join(name);
+            fs::rename(&package, &kept).with_context(|| format!("moving {}", package.display()))?;
+            unpack(&kept, &root)?;
+        }
+        // apt has just compared them with the signed lists.
+        Step::new(
+            "sh",
+            "noting the digests of what was downloaded for the test VM",
+        )
+        .args(["-c", r#"sha256sum ./*.deb >"$0""#, DIGESTS])
+        .dir(staging)
+        .output()
+        .map(drop)
+    })
+}
+
 /// Has `work` fill a directory beside `place`, and then moves it there: no half of it is ever
 /// found.
 pub(super) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = place.file_name().unwrap_or_default().display();
     let staging = place.with_file_name(format!("partial-{name}-{}", process::id()));
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = work(&staging).and_then(|()| {
-        fs::rename(&staging, place).with_context(|| format!("making {}", place.display()))
+    let done = work(&staging).and_then(|()| match fs::rename(&staging, place) {
+        // Another was quicker with the same.
+        Err(_) if place.is_dir() => fs::remove_dir_all(&staging).map_err(Into::into),
+        done => done.with_context(|| format!("making {}", place.display())),
     });
     if done.is_err() {
         // The error of the download is the one to report.
