@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
 use crate::{
-    datapath::{self, Feature},
+    datapath::{self, Feature, Tried},
     settings::Splice,
 };
 
@@ -180,7 +180,11 @@ pub(super) fn splicing() -> Finding {
         Ok(tried) => {
             let (mode, reason) = tried.strongest();
             let mode = Splice::from(mode);
-            let what = format!("--splice auto would be {}: {reason}", mode.name());
+            let what = format!(
+                "--splice auto would be {}: {reason}{}",
+                mode.name(),
+                failing(&tried)
+            );
             match mode {
                 Splice::Off => Finding::warning(
                     subject,
@@ -196,6 +200,20 @@ pub(super) fn splicing() -> Finding {
             subject,
             format!("it cannot be tried out: {error:#}"),
             "run the agent with --splice off",
+        ),
+    }
+}
+
+/// The trials that fail, where there is more than the one that decides.
+fn failing(tried: &Tried) -> String {
+    let failed = tried.trials.iter().filter(|trial| trial.failed.is_some());
+    let names: Vec<&str> = failed.map(|trial| trial.name.as_str()).collect();
+    match names.as_slice() {
+        [] | [_] => String::new(),
+        names => format!(
+            "; of {} trials these fail: {}",
+            tried.trials.len(),
+            names.join(", ")
         ),
     }
 }
