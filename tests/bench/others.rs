@@ -92,15 +92,30 @@ impl Neighbour {
         report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, call);
     }
 
-    /// Enrols the last pod once more.
+    /// The row of its last pod, where the benchmark enrols that one again and again.
+    fn row_of_last(&self) -> Option<&'static str> {
+        match self.pods.len() {
+            10 => Some(POD_10),
+            1000 => Some(POD_1000),
+            _ => None,
+        }
+    }
+
+    /// Enrols the last pod.
     fn enrol_last(&self, row: &'static str, report: &mut Report) {
         let (Some(agent), Some(last)) = (&self.agent, self.pods.last()) else {
             return;
         };
-        agent.unenroll(last);
         let start = Instant::now();
         enrol(agent, last);
         report.add(ENROLLING, ENROL, row, start.elapsed().as_secs_f64() * 1e3);
+    }
+
+    /// Takes it out again, so that it can come once more.
+    fn unenrol_last(&self) {
+        if let (Some(agent), Some(last)) = (&self.agent, self.pods.last()) {
+            agent.unenroll(last);
+        }
     }
 }
 
@@ -140,16 +155,22 @@ pub(crate) fn neighbours(
             nodes.push(Neighbour::start(row, pods, cores, effort.rate));
         }
     }
+    let last_of = |node: &Neighbour| enrolling.then(|| node.row_of_last()).flatten();
+    for node in nodes.iter().filter(|node| last_of(node).is_some()) {
+        node.unenrol_last();
+    }
     for _ in 0..effort.turns {
         for node in &mut nodes {
             go_on(interrupt)?;
+            let last = last_of(node);
+            if let Some(row) = last {
+                node.enrol_last(row, report);
+            }
             if outside {
                 node.connect(effort, report);
             }
-            match node.pods.len() {
-                10 if enrolling => node.enrol_last(POD_10, report),
-                1000 if enrolling => node.enrol_last(POD_1000, report),
-                _ => {}
+            if last.is_some() {
+                node.unenrol_last();
             }
         }
         nodes.rotate_left(1);

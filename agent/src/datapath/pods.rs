@@ -80,7 +80,7 @@ impl Pods {
             routes: LpmTrie::try_from(take("ROUTES")?)?,
             interfaces: HashMap::try_from(take("INTERFACES")?)?,
             counters: PerCpuHashMap::try_from(take("COUNTERS")?)?,
-            readers: Readers::default(),
+            readers: Readers::new()?,
             limits,
         })
     }
