@@ -3,10 +3,7 @@
 
 use std::thread;
 
-use super::{
-    INTO_PROXY,
-    pair::{Lab, Pair, fill, memory, pattern, receive, send},
-};
+use super::pair::{Hop, Lab, Pair, fill, memory, pattern, receive, send};
 
 /// More than any buffer holds.
 const MUCH: usize = 64 << 20;
@@ -18,7 +15,7 @@ const SAMPLES: usize = 100;
 fn overfill(pair: &Pair, bytes: &[u8], piece: usize) -> usize {
     let mut sent = 0;
     for _ in 0..SAMPLES {
-        sent += fill(&pair.application, &bytes[sent..], piece);
+        sent += fill(&pair.client, &bytes[sent..], piece);
         assert!(sent < MUCH, "everything was taken, and nobody reads");
         assert_bounded(pair);
     }
@@ -29,7 +26,7 @@ fn overfill(pair: &Pair, bytes: &[u8], piece: usize) -> usize {
 /// for the message that has gone above.
 #[track_caller]
 fn assert_bounded(pair: &Pair) {
-    let (queued, buffer) = memory(&pair.proxy);
+    let (queued, buffer) = memory(&pair.server);
     assert!(
         queued <= buffer + buffer / 2,
         "{queued} bytes wait in a buffer of {buffer}"
@@ -47,53 +44,84 @@ fn memory_of_node() -> usize {
     pages.expect("it counts TCP's memory") * 4096
 }
 
+/// A message as large as the kernel takes at once, and smaller ones.
+const PIECES: [usize; 5] = [MUCH, 600_000, 65_536, 4096, 100];
+
+/// Sends pieces of this size to a reader that sleeps, until nobody takes any more, and then
+/// has it read; how much memory was taken meanwhile, in bytes.
+fn sleeps_and_reads_on(lab: &Lab, piece: usize) -> usize {
+    let bytes = pattern(MUCH);
+    let pair = lab.spliced();
+    let before = (memory_of_node(), lab.spliced_bytes());
+    let sent = overfill(&pair, &bytes, piece);
+    let taken = memory_of_node().saturating_sub(before.0);
+    assert!(lab.spliced_bytes() > before.1, "{}", lab.counters());
+    assert!(receive(&pair.server, sent) == bytes[..sent], "{piece}");
+    assert!(lab.fallbacks("receiver_full") > 0, "{}", lab.counters());
+    // Then it is spliced again.
+    lab.splice(&pair);
+    taken
+}
+
 #[test]
 fn it_holds_no_more_than_its_buffer_and_reads_on_without_loss() {
-    let lab = Lab::new(INTO_PROXY);
-    let bytes = pattern(MUCH);
-    let mut least = usize::MAX;
-    // A message as large as the kernel takes at once, and smaller ones.
-    for piece in [MUCH, 600_000, 65_536, 4096, 100] {
-        let pair = lab.spliced();
-        let before = memory_of_node();
-        let sent = overfill(&pair, &bytes, piece);
-        least = least.min(memory_of_node().saturating_sub(before));
-        assert!(receive(&pair.proxy, sent) == bytes[..sent], "{piece}");
-        assert!(lab.fallbacks("receiver_full") > 0, "{}", lab.counters());
-        // Then it is spliced again.
-        lab.splice(&pair);
-        assert_eq!(lab.dropped(), 0, "{piece}");
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let taken = PIECES.map(|piece| sleeps_and_reads_on(&lab, piece));
+        // Others use the node as well: one sample that has none of them in it will do.
+        let least = taken.into_iter().min().expect("there are some");
+        assert!(least < MUCH / 4, "{least} bytes for a reader that sleeps");
     }
-    // Others use the node as well: one sample that has none of them in it will do.
-    assert!(least < MUCH / 4, "{least} bytes for a reader that sleeps");
+}
+
+#[test]
+fn it_reads_on_without_a_stall() {
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        for piece in PIECES {
+            sleeps_and_reads_on(&lab, piece);
+            assert_eq!(lab.dropped(), [], "{piece}");
+        }
+    }
 }
 
 #[test]
 fn it_may_keep_sending_meanwhile() {
-    let lab = Lab::new(INTO_PROXY);
-    let pair = lab.spliced();
-    let bytes = pattern(MUCH);
-    for _ in 0..3 {
-        let mut sent = 0;
-        // Each answer tells the other end how little room there is.
-        for _ in 0..100 {
-            sent += fill(&pair.application, &bytes[sent..], 10_000);
-            assert!(sent < MUCH, "everything was taken, and nobody reads");
-            assert_bounded(&pair);
-            pair_answers(&pair);
-            assert_bounded(&pair);
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let pair = lab.spliced();
+        let bytes = pattern(MUCH);
+        for _ in 0..3 {
+            let before = lab.spliced_bytes();
+            sends_while_it_does_not_read(&pair, &bytes);
+            assert!(lab.spliced_bytes() > before, "{}", lab.counters());
+            assert_eq!(lab.dropped(), []);
+            // The next round begins with a connection that is spliced, too.
+            lab.splice(&pair);
         }
-        thread::scope(|scope| {
-            let rest = scope.spawn(|| receive(&pair.proxy, bytes.len()) == bytes);
-            pair_answers(&pair);
-            send(&pair.application, &bytes[sent..]);
-            assert!(rest.join().expect("a reader"));
-        });
-        assert_eq!(lab.dropped(), 0);
     }
 }
 
+/// It answers and answers, and reads everything at last.
+fn sends_while_it_does_not_read(pair: &Pair, bytes: &[u8]) {
+    let mut sent = 0;
+    // Each answer tells the other end how little room there is.
+    for _ in 0..100 {
+        sent += fill(&pair.client, &bytes[sent..], 10_000);
+        assert!(sent < MUCH, "everything was taken, and nobody reads");
+        assert_bounded(pair);
+        pair_answers(pair);
+        assert_bounded(pair);
+    }
+    thread::scope(|scope| {
+        let rest = scope.spawn(|| receive(&pair.server, bytes.len()) == bytes);
+        pair_answers(pair);
+        send(&pair.client, &bytes[sent..]);
+        assert!(rest.join().expect("a reader"));
+    });
+}
+
 fn pair_answers(pair: &Pair) {
-    send(&pair.proxy, b"I still read nothing");
-    receive(&pair.application, 20);
+    send(&pair.server, b"I still read nothing");
+    receive(&pair.client, 20);
 }

@@ -6,22 +6,19 @@ use std::{
     thread,
 };
 
-use shunt_tests::mesh::ISTIO_DEFAULTS;
+use shunt_tests::{Agent, agent::Place, mesh::ISTIO_DEFAULTS};
 
-use super::{
-    INTO_PROXY,
-    pair::{Lab, Pair, Random, pattern, receive, send},
-};
+use super::pair::{Hop, Lab, Pair, Random, pattern, receive, send};
 
 /// Sends and reads while `meanwhile` runs, and compares everything.
 fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
     let bytes = pattern(1 << 20);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let forth = scope.spawn(|| rounds(&pair.application, &bytes, &over));
-        let back = scope.spawn(|| rounds(&pair.proxy, &bytes, &over));
-        let read_forth = scope.spawn(|| compare(&pair.proxy, &bytes));
-        let read_back = scope.spawn(|| compare(&pair.application, &bytes));
+        let forth = scope.spawn(|| rounds(&pair.client, &bytes, &over));
+        let back = scope.spawn(|| rounds(&pair.server, &bytes, &over));
+        let read_forth = scope.spawn(|| compare(&pair.server, &bytes));
+        let read_back = scope.spawn(|| compare(&pair.client, &bytes));
         meanwhile();
         over.store(true, Ordering::Relaxed);
         let (forth, back) = (forth.join(), back.join());
@@ -70,64 +67,71 @@ fn compare(end: &TcpStream, bytes: &[u8]) -> u64 {
     }
 }
 
-#[test]
-fn an_agent_may_end_and_another_start() {
-    let mut lab = Lab::new(INTO_PROXY);
+/// How an agent ends, and leaves its place.
+type End = fn(Agent) -> Place;
+
+/// An agent ends in the middle of a transfer and another starts, again and again.
+fn end_and_start(lab: &mut Lab, end: End) {
     let pair = lab.spliced();
     transfer(&pair, || {
         for _ in 0..3 {
-            let place = lab.take_agent().stop();
-            lab.start_agent(place, INTO_PROXY);
+            let place = end(lab.take_agent());
+            lab.start_agent(place);
         }
     });
+}
+
+#[test]
+fn an_agent_may_end_and_another_start() {
+    for hop in Hop::BOTH {
+        end_and_start(&mut Lab::on(hop), Agent::stop);
+    }
 }
 
 #[test]
 fn an_agent_may_be_killed_and_another_start() {
-    let mut lab = Lab::new(INTO_PROXY);
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        for _ in 0..3 {
-            let place = lab.take_agent().kill();
-            lab.start_agent(place, INTO_PROXY);
-        }
-    });
+    for hop in Hop::BOTH {
+        end_and_start(&mut Lab::on(hop), Agent::kill);
+    }
 }
 
 #[test]
 fn a_pod_may_be_unenrolled_and_enrolled_again() {
-    let lab = Lab::new(INTO_PROXY);
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        for _ in 0..5 {
-            lab.agent().unenroll(lab.pod.netns());
-            lab.agent().enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
-        }
-    });
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        let off: Vec<&str> = ISTIO_DEFAULTS
-            .into_iter()
-            .chain(["--splice", "off"])
-            .collect();
-        for flags in [&off[..], &ISTIO_DEFAULTS, &off, &ISTIO_DEFAULTS] {
-            lab.agent().enroll(lab.pod.netns(), flags);
-        }
-    });
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let pair = lab.spliced();
+        transfer(&pair, || {
+            for _ in 0..5 {
+                lab.splices_more();
+                lab.unenroll();
+                lab.enroll(&ISTIO_DEFAULTS);
+            }
+        });
+        let pair = lab.spliced();
+        let off = [&ISTIO_DEFAULTS[..], &["--splice", "off"]].concat();
+        transfer(&pair, || {
+            for _ in 0..2 {
+                lab.splices_more();
+                lab.enroll(&off);
+                lab.enroll(&ISTIO_DEFAULTS);
+            }
+        });
+    }
 }
 
 /// What was spliced and not read is still there when the agent has ended, however
 /// it ended, and when the next one has started.
 #[test]
 fn what_a_sleeping_reader_has_not_read_outlives_the_agent() {
-    let mut lab = Lab::new(INTO_PROXY);
-    for kill in [false, true] {
-        let pair = lab.spliced();
-        send(&pair.application, b"read this later");
-        let agent = lab.take_agent();
-        let place = if kill { agent.kill() } else { agent.stop() };
-        lab.start_agent(place, INTO_PROXY);
-        send(&pair.application, b", and this");
-        assert_eq!(receive(&pair.proxy, 25), b"read this later, and this");
+    for hop in Hop::BOTH {
+        let mut lab = Lab::on(hop);
+        for end in [Agent::stop as End, Agent::kill] {
+            let pair = lab.spliced();
+            lab.send_spliced(&pair, b"read this later");
+            let place = end(lab.take_agent());
+            lab.start_agent(place);
+            send(&pair.client, b", and this");
+            assert_eq!(receive(&pair.server, 25), b"read this later, and this");
+        }
     }
 }
