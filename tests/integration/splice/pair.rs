@@ -359,13 +359,23 @@ pub(super) fn send(mut end: &TcpStream, mut bytes: &[u8]) {
 }
 
 /// Reads that many bytes, and stops when the other end has closed.
-pub(super) fn receive(mut end: &TcpStream, count: usize) -> Vec<u8> {
+pub(super) fn receive(end: &TcpStream, count: usize) -> Vec<u8> {
+    receive_and_time(end, count).0
+}
+
+/// The same; and how long it took, at most, until there was one more.
+pub(super) fn receive_and_time(mut end: &TcpStream, count: usize) -> (Vec<u8>, Duration) {
     let mut bytes = vec![0; count];
     let mut read = 0;
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
     while read < count {
         match end.read(&mut bytes[read..]) {
             Ok(0) => break,
-            Ok(more) => read += more,
+            Ok(more) => {
+                read += more;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 ready(end, PollFlags::POLLIN);
             }
@@ -373,7 +383,7 @@ pub(super) fn receive(mut end: &TcpStream, count: usize) -> Vec<u8> {
         }
     }
     bytes.truncate(read);
-    bytes
+    (bytes, longest)
 }
 
 /// Reads what there is, as soon as there is something.
