@@ -31,6 +31,7 @@ use std::{
         mpsc::{self, RecvTimeoutError, Sender},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use shunt_tests::{
@@ -342,6 +343,16 @@ impl Lab {
 fn small_buffers(pod: &Pod) {
     pod.sysctl("net.ipv4.tcp_rmem", "4096 65536 131072");
     pod.sysctl("net.ipv4.tcp_wmem", "4096 65536 131072");
+}
+
+/// Does what has to wait for so long: no machine is so busy that it waits less.
+#[track_caller]
+fn at_least<T>(time: Duration, work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = work();
+    let took = began.elapsed();
+    assert!(took >= time, "it waited {took:?} in place of {time:?}");
+    done
 }
 
 /// More than all buffers on the way hold: those of six sockets, and four in the

@@ -43,9 +43,10 @@ pub struct Message {
 /// Which way a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// This many of its first bytes are given to the other end directly. What is
-    /// left is asked about again.
-    Splice(u32),
+    /// It is given to the other end directly, as a whole. The kernel would splice what is
+    /// left of one that is cut as well, whatever is decided over it: in `struct sk_msg` the
+    /// socket stays that the first part was redirected to (`sk_psock_msg_verdict`).
+    Splice,
     /// By TCP; the next message may go the other way.
     Tcp(Fallback),
     /// By TCP, and so does everything that the socket sends for a while, in which it is
@@ -54,9 +55,6 @@ pub enum Way {
     /// By TCP, and so does everything that the socket sends from now on.
     TcpForGood(Fallback),
 }
-
-/// A message is cut only where at least this much of it goes at once, in bytes.
-const LEAST_PIECE: u32 = 16 * 1024;
 
 /// What the kernel takes for a spliced message that waits, beside its bytes: its `struct
 /// sk_msg`, which is counted against no buffer. A socket that is sent small messages and
@@ -68,7 +66,7 @@ const OVERHEAD: u32 = 1024;
 /// gives to TCP is copied first, and what TCP then does not take is thrown away.
 const PATIENCE: u32 = 32;
 
-/// Decides over one message, or what is left of it.
+/// Decides over one message.
 ///
 /// What was spliced is always read before what came by TCP. So TCP may follow
 /// what was spliced at any time; and what is spliced may follow TCP only when
@@ -110,9 +108,7 @@ pub const fn splice(message: &Message) -> Way {
     }
     let room = (message.buffer / 2).saturating_sub(waiting(message));
     if message.size <= room {
-        Way::Splice(message.size)
-    } else if room >= LEAST_PIECE {
-        Way::Splice(room)
+        Way::Splice
     } else {
         not_ready(message, Fallback::ReceiverFull)
     }

@@ -34,18 +34,18 @@ pub fn message(call: Outgoing) {
         None => Way::Tcp(Fallback::Failed),
     };
     let way = match way {
-        Way::Splice(bytes) => {
+        Way::Splice => {
             let mut key = sender.key.peer();
             let given = if is_receiver(sender.peer.flags, sender.flags) {
-                call.give(&RECEIVERS, &mut key, bytes)
+                call.give(&RECEIVERS, &mut key)
             } else {
-                call.give(&SPLICED, &mut key, bytes)
+                call.give(&SPLICED, &mut key)
             };
             match given {
                 Ok(()) => {
                     sender.spliced = sender.spliced.saturating_add(1);
                     sender.missed = sender.missed.saturating_sub(1);
-                    counters::spliced(netns, bytes);
+                    counters::spliced(netns, call.size());
                     return;
                 }
                 Err(_) => Fallback::Failed,

@@ -4,7 +4,7 @@ use std::{net::Shutdown, time::Duration};
 
 use nix::{errno::Errno, libc, poll::PollFlags, sys::socket::MsgFlags};
 use shunt_tests::{
-    End,
+    End, Pattern,
     deadline::wait_until,
     end::{ENDED, nothing, text},
 };
@@ -190,6 +190,22 @@ fn the_application_closes_with_patience() {
         app.lingers(Duration::from_secs(100));
         app.close();
         peer.gets("farewell");
+        assert_eq!(peer.gets_end(), nothing());
+    });
+}
+
+/// And no longer than it was told to: what is left then arrives all the same. How long it
+/// waited is not asserted. The last close() waits, and that may be another's: a program that
+/// another test starts has every file of this process between fork() and exec().
+#[test]
+fn the_application_closes_and_its_patience_ends() {
+    compare(&Manner::ALL, |Ends { app, peer, .. }| {
+        const PATTERN: Pattern = Pattern::new(8);
+        let sent = app.sends_until_full(PATTERN, 0);
+        // Nobody reads meanwhile, so that it is not acknowledged.
+        app.lingers(Duration::from_secs(1));
+        app.close();
+        peer.unnoticed().gets_pattern(PATTERN, sent);
         assert_eq!(peer.gets_end(), nothing());
     });
 }

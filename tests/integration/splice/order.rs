@@ -1,20 +1,21 @@
 //! Every byte arrives once and in order.
 
 use std::{
-    io::Write as _,
-    net::{SocketAddr, TcpStream},
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use shunt_tests::{Node, deadline::wait_until};
-use socket2::{Domain, Socket, Type};
+use nix::libc;
+use shunt_tests::{Blocked, deadline::wait_until};
+use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{
-    INTO_PROXY,
-    pair::{Lab, Random, fill, pattern, receive, receive_some, send},
-};
-use crate::lab::PORT;
+use super::pair::{Hop, Lab, Pair, Random, fill, pattern, receive, receive_some, send};
+
+/// The agent also splices what a proxy sends to its application.
+const ALL: &[&str] = &["--splice", "all"];
 
 /// Reads everything that comes, in pieces of any length, with rests in between in
 /// which the other end gets ahead.
@@ -54,95 +55,197 @@ fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsi
 
 #[test]
 fn both_directions_at_once_with_messages_of_all_lengths() {
-    for mode in [INTO_PROXY, &["--splice", "all"]] {
-        let lab = Lab::new(mode);
+    let hops = Hop::BOTH.map(|hop| (hop, hop.arguments()));
+    for (hop, mode) in hops.into_iter().chain([(Hop::IntoProxy, ALL)]) {
+        let lab = Lab::with(hop, mode);
         let pair = &lab.spliced();
-        let bytes = pattern(48 << 20);
-        let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let (forth, back, all) = (&forth, &back, &bytes[..]);
-        thread::scope(|scope| {
-            scope.spawn(move || write_unevenly(&pair.application, all, 2, forth));
-            scope.spawn(move || write_unevenly(&pair.proxy, all, 3, back));
-            let answers =
-                scope.spawn(move || read_unevenly(&pair.application, all.len(), 4, back) == all);
-            assert!(read_unevenly(&pair.proxy, all.len(), 5, forth) == all);
-            assert!(answers.join().expect("a reader"));
-        });
+        both_directions_at_once(pair);
         // It went both ways and changed between them. How much was spliced depends on the
         // readers: who sends more than is read leaves the map for a while.
         let counters = lab.counters();
-        assert!(lab.spliced_bytes() > 0, "{counters}");
+        assert!(lab.spliced_bytes() > PLENTY as u64 / 100, "{counters}");
         assert!(lab.fallbacks("receiver_full") > 0, "{counters}");
+        // Between proxies also on the way back.
+        let back = lab.agent().spliced_bytes(lab.server_pod().netns());
+        assert!(back > PLENTY as u64 / 100, "{back} bytes of the answers");
     }
+}
+
+/// How much is sent each way.
+const PLENTY: usize = 48 << 20;
+
+fn both_directions_at_once(pair: &Pair) {
+    let bytes = pattern(PLENTY);
+    let (forth, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (forth, back, all) = (&forth, &back, &bytes[..]);
+    thread::scope(|scope| {
+        scope.spawn(move || write_unevenly(&pair.client, all, 2, forth));
+        scope.spawn(move || write_unevenly(&pair.server, all, 3, back));
+        let answers = scope.spawn(move || read_unevenly(&pair.client, all.len(), 4, back) == all);
+        assert!(read_unevenly(&pair.server, all.len(), 5, forth) == all);
+        assert!(answers.join().expect("a reader"));
+    });
 }
 
 #[test]
 fn what_was_sent_before_the_connection_is_spliced_comes_first() {
-    let lab = Lab::new(INTO_PROXY);
-    let pair = lab.connect();
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let pair = lab.connect();
+        unread_while_it_comes_to_be_spliced(&lab, &pair);
+        lab.splice(&pair);
+        let bytes = pattern(4096);
+        send(&pair.client, &bytes);
+        assert!(receive(&pair.server, 4096) == bytes);
+    }
+}
+
+fn unread_while_it_comes_to_be_spliced(lab: &Lab, pair: &Pair) {
     let bytes = pattern(8 << 20);
     // By TCP, and nobody reads it while the connection comes to be spliced.
-    let mut early = fill(&pair.application, &bytes[..16 * 1024], 1000);
+    let mut early = fill(&pair.client, &bytes[..16 * 1024], 1000);
     wait_until("a message that could have been spliced", || {
         // Each acknowledgement is a reason to splice, for either side.
-        send(&pair.proxy, b"go on");
-        receive(&pair.application, 5);
-        early += fill(&pair.application, &bytes[early..early + 10], 10);
+        send(&pair.server, b"go on");
+        receive(&pair.client, 5);
+        early += fill(&pair.client, &bytes[early..early + 10], 10);
         match lab.fallbacks("not_drained") {
             0 => Err(lab.counters().to_string()),
             _ => Ok(()),
         }
     });
-    let late = early + fill(&pair.application, &bytes[early..], 1000);
-    assert!(receive(&pair.proxy, late) == bytes[..late]);
-    lab.splice(&pair);
-    send(&pair.application, &bytes[..4096]);
-    assert!(receive(&pair.proxy, 4096) == bytes[..4096]);
+    let late = early + fill(&pair.client, &bytes[early..], 1000);
+    assert!(receive(&pair.server, late) == bytes[..late]);
 }
+
+/// How many connections are written to as early as that, because it depends on the moment
+/// what they find.
+const EARLY: usize = 20;
 
 #[test]
 fn early_writes_of_a_connection_that_is_not_made_yet_come_first() {
-    let lab = Lab::new(INTO_PROXY);
-    for _ in 0..50 {
-        let pair = lab.connect_with(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-            socket.set_nonblocking(true).expect("it is open");
-            let server = SocketAddr::from((Node::OUTSIDE, PORT));
-            // In progress, or done already.
-            let _ = socket.connect(&server.into());
-            let mut stream = TcpStream::from(socket);
-            let _ = stream.write(b"");
-            stream
-        });
-        let sent = fill(&pair.application, &pattern(1000), 10);
-        send(&pair.application, &pattern(1000)[sent..]);
-        lab.splice_unread(&pair, &pattern(1000));
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let early = pattern(1000);
+        // Nobody accepts before everything is written.
+        let connect = || write_at_once(lab.destination(), &early);
+        let pairs: Vec<_> = (0..EARLY).map(|_| lab.connect_with(connect)).collect();
+        for pair in pairs {
+            lab.comes_first_and_is_spliced(&pair, &early);
+        }
     }
+}
+
+/// Connects and writes from the first moment on, in small pieces, until all is taken.
+fn write_at_once(server: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let client = not_connected();
+    // In progress, or done already.
+    let _ = client.connect(&server.into());
+    let client = TcpStream::from(client);
+    for piece in bytes.chunks(10) {
+        send(&client, piece);
+    }
+    client
+}
+
+/// A new socket in non-blocking mode.
+fn not_connected() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_nonblocking(true).expect("it is open");
+    socket
+}
+
+/// The proxy has no room for another connection, so that this one is not made for a while.
+#[test]
+fn a_write_that_waits_for_the_connection_comes_first() {
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let to = lab.destination();
+        listen(lab.listener(), 0);
+        let other = lab.call(|| TcpStream::connect(to).expect("the only one that is let in"));
+        let early = lab.call(|| connecting(to));
+        let error = (&early).write(b"too early").map_err(|error| error.kind());
+        assert_eq!(error, Err(io::ErrorKind::WouldBlock), "it is connected");
+        early.set_nonblocking(false).expect("it is open");
+        let mut writer = early.try_clone().expect("it is open");
+        let writing = Blocked::in_call(libc::SYS_sendto, move || writer.write(&pattern(1000)));
+        assert!(!writing.has_ended(), "it does not wait");
+        // Room for those that come.
+        listen(lab.listener(), 16);
+        lab.accept(other);
+        assert_eq!(writing.answer().expect("it is connected"), 1000);
+        let pair = lab.accept(early);
+        lab.comes_first_and_is_spliced(&pair, &pattern(1000));
+    }
+}
+
+/// A socket that has begun to connect.
+fn connecting(server: SocketAddr) -> TcpStream {
+    let client = not_connected();
+    let begun = client
+        .connect(&server.into())
+        .map_err(|error| error.raw_os_error());
+    assert_eq!(begun, Err(Some(libc::EINPROGRESS)));
+    TcpStream::from(client)
+}
+
+/// listen(), also of a socket that does already.
+fn listen(listener: &TcpListener, backlog: i32) {
+    SockRef::from(listener)
+        .listen(backlog)
+        .expect("it is bound");
 }
 
 #[test]
 fn the_bytes_of_a_fast_open_come_first() {
-    let lab = Lab::new(INTO_PROXY);
-    lab.pod.sysctl("net.ipv4.tcp_fastopen", "1539");
-    for _ in 0..3 {
-        let pair = lab.connect_with(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-            let server = SocketAddr::from((Node::OUTSIDE, PORT));
-            let sent = socket
-                .send_to_with_flags(&pattern(1000), &server.into(), nix::libc::MSG_FASTOPEN)
-                .expect("the proxy accepts");
-            assert_eq!(sent, 1000);
-            TcpStream::from(socket)
-        });
-        lab.splice_unread(&pair, &pattern(1000));
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        allow_fast_open(&lab);
+        let early = pattern(1000);
+        for number in 1..=3 {
+            let pair = lab.connect_with(|| fast_open(lab.destination(), &early));
+            // So many have come with bytes before they were made.
+            assert_eq!(lab.netstat()["TCPFastOpenPassive"], number);
+            lab.comes_first_and_is_spliced(&pair, &early);
+        }
     }
 }
 
+/// Both ends do without a cookie.
+fn allow_fast_open(lab: &Lab) {
+    const CLIENT_AND_SERVER: u32 = 0x3;
+    const WITHOUT_COOKIE: u32 = 0x204;
+    for pod in &lab.pods {
+        let flags = CLIENT_AND_SERVER | WITHOUT_COOKIE;
+        pod.sysctl("net.ipv4.tcp_fastopen", &flags.to_string());
+    }
+    let queue: libc::c_int = 16;
+    // SAFETY: the option is one int.
+    let done = unsafe {
+        libc::setsockopt(
+            lab.listener().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN,
+            (&raw const queue).cast(),
+            4,
+        )
+    };
+    assert_eq!(done, 0, "TCP_FASTOPEN");
+}
+
+fn fast_open(server: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let sent = client.send_to_with_flags(bytes, &server.into(), libc::MSG_FASTOPEN);
+    assert_eq!(sent.expect("the proxy accepts"), bytes.len());
+    TcpStream::from(client)
+}
+
 impl Lab {
-    /// Reads what has been sent before; whether the connection comes to be spliced
-    /// or not, what is sent then follows it.
-    fn splice_unread(&self, pair: &super::pair::Pair, first: &[u8]) {
-        assert_eq!(receive(&pair.proxy, first.len()), first);
+    /// Reads what has been sent first; then the connection comes to be spliced, and what is
+    /// sent follows it.
+    fn comes_first_and_is_spliced(&self, pair: &Pair, first: &[u8]) {
+        assert_eq!(receive(&pair.server, first.len()), first);
+        self.splice(pair);
         for _ in 0..20 {
             pair.ask(first, b"answer");
         }

@@ -1,9 +1,12 @@
-//! Both ends of a redirected connection, in the hands of the test.
+//! Both ends of a redirected connection, in the hands of the test: from an application to
+//! its proxy, or from a proxy to another pod's.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,47 +24,134 @@ use shunt_tests::{
     mesh::ISTIO_DEFAULTS,
 };
 
+use super::{BETWEEN, INTO_PROXY};
 use crate::lab::PORT;
 
-/// A pod, its agent, and where its proxy listens.
+/// Whose sockets the two ends of a connection are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hop {
+    /// The application's, and its own proxy's: spliced in mode `proxy`.
+    IntoProxy,
+    /// One pod's proxy's, and that of another pod: spliced in mode `between`, which an
+    /// agent takes by itself.
+    Between,
+}
+
+impl Hop {
+    pub(super) const BOTH: [Self; 2] = [Self::IntoProxy, Self::Between];
+
+    /// The least that an agent has to be told so that it splices here.
+    pub(super) fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::IntoProxy => INTO_PROXY,
+            Self::Between => BETWEEN,
+        }
+    }
+
+    fn pods(self) -> &'static [&'static str] {
+        match self {
+            Self::IntoProxy => &["pod"],
+            Self::Between => &["client", "server"],
+        }
+    }
+
+    /// Who connects.
+    fn client(self) -> Owner {
+        match self {
+            Self::IntoProxy => Owner::APP,
+            Self::Between => Owner::PROXY,
+        }
+    }
+
+    /// Where the proxy listens that gets the connection.
+    fn port(self) -> u16 {
+        match self {
+            Self::IntoProxy => 15001,
+            Self::Between => 15006,
+        }
+    }
+}
+
+/// A pod or two, their agent, and where the proxy listens that is connected to.
 pub(super) struct Lab {
     agent: Option<Agent>,
     listener: TcpListener,
-    pub(super) pod: Pod,
+    hop: Hop,
+    /// The client's is the first, and the server's the last.
+    pub(super) pods: Vec<Pod>,
     pub(super) node: Node,
 }
 
-/// A connection of the application that the proxy has accepted. Both ends are in
-/// non-blocking mode.
+/// A connection that was redirected to a proxy. Both ends are in non-blocking mode.
 pub(super) struct Pair {
-    pub(super) application: TcpStream,
-    pub(super) proxy: TcpStream,
+    /// Who has connected: an application, or another pod's proxy.
+    pub(super) client: TcpStream,
+    /// The proxy that has accepted.
+    pub(super) server: TcpStream,
 }
 
 impl Lab {
-    /// With an agent that is started with these arguments.
+    /// A pod with an application and a proxy, and an agent that is started with these
+    /// arguments.
     pub(super) fn new(arguments: &[&str]) -> Self {
-        let node = Node::new();
-        let pod = node.pod("pod");
-        let listener = pod.netns().run(|| {
-            Owner::PROXY.assume();
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15001)).expect("the proxy's port is free")
-        });
-        let mut lab = Self {
-            agent: None,
-            listener,
-            pod,
-            node,
-        };
-        lab.start_agent(Place::new(lab.node.cgroup()), arguments);
+        Self::with(Hop::IntoProxy, arguments)
+    }
+
+    /// One for this hop, with an agent that splices there and nowhere else.
+    pub(super) fn on(hop: Hop) -> Self {
+        Self::with(hop, hop.arguments())
+    }
+
+    /// One for this hop, with an agent that is started with these arguments.
+    pub(super) fn with(hop: Hop, arguments: &[&str]) -> Self {
+        let mut lab = Self::without_agent(hop);
+        let place = Place::new(lab.node.cgroup());
+        lab.set_agent(Agent::start_with(place, arguments));
+        lab.enroll(&ISTIO_DEFAULTS);
         lab
     }
 
-    /// Starts an agent in a place where there may have been another.
-    pub(super) fn start_agent(&mut self, place: Place, arguments: &[&str]) {
-        let agent = Agent::start_with(place, arguments);
-        agent.enroll(self.pod.netns(), &ISTIO_DEFAULTS);
+    /// One for this hop, which is to be given an agent.
+    pub(super) fn without_agent(hop: Hop) -> Self {
+        let node = Node::new();
+        let pods: Vec<_> = hop.pods().iter().map(|name| node.pod(name)).collect();
+        let server = pods.last().expect("a hop has pods");
+        let listener = server.netns().run(|| {
+            Owner::PROXY.assume();
+            let address = (Ipv4Addr::UNSPECIFIED, hop.port());
+            TcpListener::bind(address).expect("the proxy's port is free")
+        });
+        Self {
+            agent: None,
+            listener,
+            hop,
+            pods,
+            node,
+        }
+    }
+
+    /// Gives it an agent, which has enrolled nothing, or what a former one had.
+    pub(super) fn set_agent(&mut self, agent: Agent) {
         self.agent = Some(agent);
+    }
+
+    /// Starts an agent in the place of another which left nothing in force.
+    pub(super) fn start_agent(&mut self, place: Place) {
+        self.set_agent(Agent::start_with(place, self.hop.arguments()));
+        self.enroll(&ISTIO_DEFAULTS);
+    }
+
+    /// Enrols every pod.
+    pub(super) fn enroll(&self, flags: &[&str]) {
+        for pod in &self.pods {
+            self.agent().enroll(pod.netns(), flags);
+        }
+    }
+
+    pub(super) fn unenroll(&self) {
+        for pod in &self.pods {
+            self.agent().unenroll(pod.netns());
+        }
     }
 
     pub(super) fn agent(&self) -> &Agent {
@@ -73,27 +163,63 @@ impl Lab {
         self.agent.take().expect("an agent is running")
     }
 
-    /// A connection of the application to a host outside, which the proxy has
-    /// accepted.
+    pub(super) fn hop(&self) -> Hop {
+        self.hop
+    }
+
+    /// The pod of who connects.
+    pub(super) fn client_pod(&self) -> &Pod {
+        &self.pods[0]
+    }
+
+    /// The pod of the proxy that is connected to.
+    pub(super) fn server_pod(&self) -> &Pod {
+        self.pods.last().expect("a hop has pods")
+    }
+
+    /// The proxy's socket for new connections.
+    pub(super) fn listener(&self) -> &TcpListener {
+        &self.listener
+    }
+
+    /// Whom the client asks for: a host outside, or the server's pod.
+    pub(super) fn destination(&self) -> SocketAddr {
+        match self.hop {
+            Hop::IntoProxy => (Node::OUTSIDE, PORT).into(),
+            Hop::Between => (self.server_pod().ip(), PORT).into(),
+        }
+    }
+
+    /// A connection that the proxy has accepted in the place of whom it was meant for.
     pub(super) fn connect(&self) -> Pair {
-        self.connect_with(|| TcpStream::connect((Node::OUTSIDE, PORT)).expect("the proxy accepts"))
+        let to = self.destination();
+        self.connect_with(|| TcpStream::connect(to).expect("the proxy accepts"))
     }
 
     /// The same, connected in another way.
     pub(super) fn connect_with(&self, connect: impl FnOnce() -> TcpStream + Send) -> Pair {
-        let application = self.pod.netns().run(|| {
-            Owner::APP.assume();
+        self.accept(self.call(connect))
+    }
+
+    /// Connects as the client does, in its pod.
+    pub(super) fn call<T: Send>(&self, connect: impl FnOnce() -> T + Send) -> T {
+        self.client_pod().netns().run(|| {
+            self.hop.client().assume();
             connect()
-        });
-        let (proxy, _) = self.listener.accept().expect("a connection comes");
-        for end in [&application, &proxy] {
+        })
+    }
+
+    /// The proxy accepts the connection of this client.
+    pub(super) fn accept(&self, client: TcpStream) -> Pair {
+        let (server, _) = self.listener.accept().expect("a connection comes");
+        for end in [&client, &server] {
             end.set_nonblocking(true).expect("it is open");
             end.set_nodelay(true).expect("it is open");
         }
-        Pair { application, proxy }
+        Pair { client, server }
     }
 
-    /// A connection on which what the application sends is spliced.
+    /// A connection on which what the client sends is spliced.
     pub(super) fn spliced(&self) -> Pair {
         let pair = self.connect();
         self.splice(&pair);
@@ -114,12 +240,38 @@ impl Lab {
         });
     }
 
-    /// What `shunt status` says of what the pod's sockets spliced.
-    pub(super) fn counters(&self) -> Value {
-        self.agent().status()["pods"][0]["counters"]["splice"].clone()
+    /// The client sends something that nobody reads yet, and all of it is spliced.
+    pub(super) fn send_spliced(&self, pair: &Pair, bytes: &[u8]) {
+        let before = self.spliced_bytes();
+        send(&pair.client, bytes);
+        let spliced = self.spliced_bytes() - before;
+        assert_eq!(spliced, bytes.len() as u64, "{}", self.counters());
     }
 
-    /// How many bytes were spliced.
+    /// Waits until more is spliced of what the client sends, whoever makes it send.
+    pub(super) fn splices_more(&self) {
+        let before = self.spliced_bytes();
+        wait_until("more to be spliced", || {
+            let now = self.spliced_bytes();
+            (now > before)
+                .then_some(())
+                .ok_or_else(|| self.counters().to_string())
+        });
+    }
+
+    /// What `shunt status` says of what the sockets of the client's pod spliced.
+    pub(super) fn counters(&self) -> Value {
+        let status = self.agent().status();
+        let path = self.client_pod().netns().path();
+        let pods = status["pods"].as_array().into_iter().flatten();
+        let mut pods = pods.filter(|pod| pod["netns"].as_str() == path.to_str());
+        let pod = pods
+            .next()
+            .unwrap_or_else(|| panic!("{} is not enrolled: {status}", path.display()));
+        pod["counters"]["splice"].clone()
+    }
+
+    /// How many bytes were spliced of what the client's pod sent.
     pub(super) fn spliced_bytes(&self) -> u64 {
         self.counters()["bytes"].as_u64().unwrap_or(0)
     }
@@ -129,21 +281,18 @@ impl Lab {
         self.counters()["messages"].as_u64().unwrap_or(0)
     }
 
-    /// What the pod's TCP has counted of segments that it dropped because a buffer was full:
+    /// What TCP has counted in the server's pod, by name.
+    pub(super) fn netstat(&self) -> BTreeMap<String, u64> {
+        netstat(self.server_pod())
+    }
+
+    /// What the pods' TCP has counted of segments that it dropped because a buffer was full:
     /// each of them is a stall until it is sent again.
     pub(super) fn dropped(&self) -> Vec<(String, u64)> {
-        let netstat = self
-            .pod
-            .netns()
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/netstat").expect("it is there"));
-        let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
-        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-        names
-            .split(' ')
-            .zip(values.split(' '))
-            .filter(|(name, _)| ["TCPRcvQDrop", "RcvPruned", "TCPZeroWindowDrop"].contains(name))
-            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-            .filter(|(_, count)| *count > 0)
+        const NAMES: [&str; 3] = ["TCPRcvQDrop", "RcvPruned", "TCPZeroWindowDrop"];
+        let counts = self.pods.iter().flat_map(netstat);
+        counts
+            .filter(|(name, count)| NAMES.contains(&name.as_str()) && *count > 0)
             .collect()
     }
 
@@ -153,13 +302,37 @@ impl Lab {
     }
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "evidence of a failed test")]
+            {
+                eprintln!("--- on the hop {:?}", self.hop);
+            }
+        }
+    }
+}
+
+fn netstat(pod: &Pod) -> BTreeMap<String, u64> {
+    const FILE: &str = "/proc/thread-self/net/netstat";
+    let text = pod
+        .netns()
+        .run(|| std::fs::read_to_string(FILE).expect("it is there"));
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let pairs = names.split(' ').zip(values.split(' '));
+    pairs
+        .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+        .collect()
+}
+
 impl Pair {
-    /// The application asks and the proxy answers.
+    /// The client asks and the server answers.
     pub(super) fn ask(&self, question: &[u8], answer: &[u8]) {
-        send(&self.application, question);
-        assert_eq!(receive(&self.proxy, question.len()), question);
-        send(&self.proxy, answer);
-        assert_eq!(receive(&self.application, answer.len()), answer);
+        send(&self.client, question);
+        assert_eq!(receive(&self.server, question.len()), question);
+        send(&self.server, answer);
+        assert_eq!(receive(&self.client, answer.len()), answer);
     }
 }
 
@@ -191,13 +364,23 @@ pub(super) fn send(mut end: &TcpStream, mut bytes: &[u8]) {
 }
 
 /// Reads that many bytes, and stops when the other end has closed.
-pub(super) fn receive(mut end: &TcpStream, count: usize) -> Vec<u8> {
+pub(super) fn receive(end: &TcpStream, count: usize) -> Vec<u8> {
+    receive_and_time(end, count).0
+}
+
+/// The same; and how long it took, at most, until there was one more.
+pub(super) fn receive_and_time(mut end: &TcpStream, count: usize) -> (Vec<u8>, Duration) {
     let mut bytes = vec![0; count];
     let mut read = 0;
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
     while read < count {
         match end.read(&mut bytes[read..]) {
             Ok(0) => break,
-            Ok(more) => read += more,
+            Ok(more) => {
+                read += more;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 ready(end, PollFlags::POLLIN);
             }
@@ -205,7 +388,7 @@ pub(super) fn receive(mut end: &TcpStream, count: usize) -> Vec<u8> {
         }
     }
     bytes.truncate(read);
-    bytes
+    (bytes, longest)
 }
 
 /// Reads what there is, as soon as there is something.

@@ -14,7 +14,7 @@ fn talk(lab: &Lab) -> u64 {
         pair.ask(b"question", b"answer");
     }
     // The last of it is counted when this is.
-    send(&pair.application, b"!");
+    send(&pair.client, b"!");
     lab.spliced_bytes()
 }
 
@@ -44,7 +44,7 @@ fn a_pod_can_do_without() {
         .into_iter()
         .chain(["--splice", "off"])
         .collect();
-    lab.agent().enroll(lab.pod.netns(), &off);
+    lab.agent().enroll(lab.client_pod().netns(), &off);
     assert_eq!(talk(&lab), 0);
     assert_eq!(
         lab.counters()["fallbacks"]
@@ -52,7 +52,8 @@ fn a_pod_can_do_without() {
             .map(serde_json::Map::len),
         Some(0)
     );
-    lab.agent().enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
+    lab.agent()
+        .enroll(lab.client_pod().netns(), &ISTIO_DEFAULTS);
     lab.spliced();
 }
 
@@ -63,7 +64,7 @@ fn a_pod_cannot_have_more_than_the_node_does() {
         .into_iter()
         .chain(["--splice", "all"])
         .collect();
-    lab.agent().enroll(lab.pod.netns(), &all);
+    lab.agent().enroll(lab.client_pod().netns(), &all);
     assert_eq!(talk(&lab), 0);
 }
 
@@ -90,9 +91,9 @@ fn nothing_is_left_of_connections_that_have_ended() {
         assert!(bpf::spliceable(&lab.agent().status()) >= 4 * pairs.len());
         for pair in pairs {
             if application_first {
-                drop(pair.application);
+                drop(pair.client);
             } else {
-                drop(pair.proxy);
+                drop(pair.server);
             }
         }
         wait_until("the tables to be empty", || {
@@ -108,7 +109,7 @@ fn nothing_is_left_of_connections_that_have_ended() {
 fn a_socket_in_blocking_mode_is_not_spliced() {
     let lab = Lab::new(INTO_PROXY);
     let pair = lab.connect();
-    pair.application.set_nonblocking(false).expect("it is open");
+    pair.client.set_nonblocking(false).expect("it is open");
     for _ in 0..200 {
         pair.ask(b"question", b"answer");
     }

@@ -1,23 +1,20 @@
 //! Small messages that wait for a reader: each takes far more of the kernel's memory than
 //! its bytes, and nobody's buffer pays for that.
 
-use super::{
-    INTO_PROXY,
-    pair::{Lab, fill, memory, pattern, receive},
-};
+use super::pair::{Hop, Lab, fill, memory, pattern, receive};
 
 /// What the kernel takes for each, in bytes.
 const OVERHEAD: u64 = 1024;
 
 #[test]
 fn a_reader_that_sleeps_is_given_as_many_as_its_buffer_pays_for() {
-    let lab = Lab::new(INTO_PROXY);
+    let lab = Lab::on(Hop::Between);
     let bytes = pattern(64 << 10);
     for piece in [2, 16, 100] {
         let pair = lab.spliced();
         let before = lab.spliced_messages();
-        let (_, buffer) = memory(&pair.proxy);
-        assert_eq!(fill(&pair.application, &bytes, piece), bytes.len());
+        let (_, buffer) = memory(&pair.server);
+        assert_eq!(fill(&pair.client, &bytes, piece), bytes.len());
         let given = lab.spliced_messages() - before;
         // Half of the buffer, and the first, which found nothing that waits.
         let most = u64::from(buffer) / 2 / OVERHEAD + 1;
@@ -26,6 +23,6 @@ fn a_reader_that_sleeps_is_given_as_many_as_its_buffer_pays_for() {
             "{given} messages of {piece} bytes wait for a buffer of {buffer}"
         );
         assert!(lab.fallbacks("receiver_full") > 0, "{}", lab.counters());
-        assert!(receive(&pair.proxy, bytes.len()) == bytes, "{piece}");
+        assert!(receive(&pair.server, bytes.len()) == bytes, "{piece}");
     }
 }

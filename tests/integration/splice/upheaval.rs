@@ -1,27 +1,29 @@
 //! Agents and enrolments come and go in the middle of a transfer.
 
 use std::{
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
-use shunt_tests::mesh::ISTIO_DEFAULTS;
-
-use super::{
-    INTO_PROXY,
-    pair::{Lab, Pair, Random, pattern, receive, send},
+use shunt_tests::{
+    Agent,
+    agent::{Place, binary, other_binary},
+    mesh::ISTIO_DEFAULTS,
 };
+
+use super::pair::{Hop, Lab, Pair, Random, fill, pattern, receive, send};
 
 /// Sends and reads while `meanwhile` runs, and compares everything.
 fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
     let bytes = pattern(1 << 20);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let forth = scope.spawn(|| rounds(&pair.application, &bytes, &over));
-        let back = scope.spawn(|| rounds(&pair.proxy, &bytes, &over));
-        let read_forth = scope.spawn(|| compare(&pair.proxy, &bytes));
-        let read_back = scope.spawn(|| compare(&pair.application, &bytes));
+        let forth = scope.spawn(|| rounds(&pair.client, &bytes, &over));
+        let back = scope.spawn(|| rounds(&pair.server, &bytes, &over));
+        let read_forth = scope.spawn(|| compare(&pair.server, &bytes));
+        let read_back = scope.spawn(|| compare(&pair.client, &bytes));
         meanwhile();
         over.store(true, Ordering::Relaxed);
         let (forth, back) = (forth.join(), back.join());
@@ -49,7 +51,7 @@ fn rounds(end: &TcpStream, bytes: &[u8], over: &AtomicBool) -> u64 {
         }
         rounds += 1;
     }
-    end.shutdown(std::net::Shutdown::Write).expect("it is open");
+    end.shutdown(Shutdown::Write).expect("it is open");
     rounds
 }
 
@@ -70,64 +72,175 @@ fn compare(end: &TcpStream, bytes: &[u8]) -> u64 {
     }
 }
 
-#[test]
-fn an_agent_may_end_and_another_start() {
-    let mut lab = Lab::new(INTO_PROXY);
+/// How an agent ends, and leaves its place.
+type End = fn(Agent) -> Place;
+
+/// An agent ends in the middle of a transfer and another starts, again and again.
+fn end_and_start(lab: &mut Lab, end: End) {
     let pair = lab.spliced();
     transfer(&pair, || {
         for _ in 0..3 {
-            let place = lab.take_agent().stop();
-            lab.start_agent(place, INTO_PROXY);
+            let place = end(lab.take_agent());
+            lab.start_agent(place);
         }
     });
+}
+
+#[test]
+fn an_agent_may_end_and_another_start() {
+    for hop in Hop::BOTH {
+        end_and_start(&mut Lab::on(hop), Agent::stop);
+    }
 }
 
 #[test]
 fn an_agent_may_be_killed_and_another_start() {
-    let mut lab = Lab::new(INTO_PROXY);
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        for _ in 0..3 {
-            let place = lab.take_agent().kill();
-            lab.start_agent(place, INTO_PROXY);
-        }
-    });
+    for hop in Hop::BOTH {
+        end_and_start(&mut Lab::on(hop), Agent::kill);
+    }
 }
 
 #[test]
 fn a_pod_may_be_unenrolled_and_enrolled_again() {
-    let lab = Lab::new(INTO_PROXY);
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        for _ in 0..5 {
-            lab.agent().unenroll(lab.pod.netns());
-            lab.agent().enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
-        }
-    });
-    let pair = lab.spliced();
-    transfer(&pair, || {
-        let off: Vec<&str> = ISTIO_DEFAULTS
-            .into_iter()
-            .chain(["--splice", "off"])
-            .collect();
-        for flags in [&off[..], &ISTIO_DEFAULTS, &off, &ISTIO_DEFAULTS] {
-            lab.agent().enroll(lab.pod.netns(), flags);
-        }
-    });
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let pair = lab.spliced();
+        transfer(&pair, || {
+            for _ in 0..5 {
+                lab.splices_more();
+                lab.unenroll();
+                lab.enroll(&ISTIO_DEFAULTS);
+            }
+        });
+        let pair = lab.spliced();
+        let off = [&ISTIO_DEFAULTS[..], &["--splice", "off"]].concat();
+        transfer(&pair, || {
+            for _ in 0..2 {
+                lab.splices_more();
+                lab.enroll(&off);
+                lab.enroll(&ISTIO_DEFAULTS);
+            }
+        });
+    }
 }
 
 /// What was spliced and not read is still there when the agent has ended, however
 /// it ended, and when the next one has started.
 #[test]
 fn what_a_sleeping_reader_has_not_read_outlives_the_agent() {
-    let mut lab = Lab::new(INTO_PROXY);
-    for kill in [false, true] {
-        let pair = lab.spliced();
-        send(&pair.application, b"read this later");
-        let agent = lab.take_agent();
-        let place = if kill { agent.kill() } else { agent.stop() };
-        lab.start_agent(place, INTO_PROXY);
-        send(&pair.application, b", and this");
-        assert_eq!(receive(&pair.proxy, 25), b"read this later, and this");
+    for hop in Hop::BOTH {
+        let mut lab = Lab::on(hop);
+        for end in [Agent::stop as End, Agent::kill] {
+            let pair = lab.spliced();
+            lab.send_spliced(&pair, b"read this later");
+            let place = end(lab.take_agent());
+            lab.start_agent(place);
+            send(&pair.client, b", and this");
+            assert_eq!(receive(&pair.server, 25), b"read this later, and this");
+        }
     }
+}
+
+/// How many rounds a test of replacements makes.
+const ROUNDS: usize = 2;
+
+/// A connection whose reader sleeps while agents come and go.
+struct Sleeper<'a> {
+    pair: Pair,
+    bytes: &'a [u8],
+    sent: usize,
+}
+
+impl<'a> Sleeper<'a> {
+    /// One with bytes that were spliced and are unread.
+    fn new(lab: &Lab, bytes: &'a [u8]) -> Self {
+        let pair = lab.spliced();
+        let sent = 1000;
+        lab.send_spliced(&pair, &bytes[..sent]);
+        Self { pair, bytes, sent }
+    }
+
+    /// Sends more in small messages, as far as somebody takes them.
+    fn send(&mut self, most: usize) {
+        let upto = self.bytes.len().min(self.sent.saturating_add(most));
+        self.sent += fill(&self.pair.client, &self.bytes[self.sent..upto], 1000);
+    }
+
+    /// The rest is sent, and everything is read: each byte once, and in order.
+    fn wakes_up(self) {
+        let Self { pair, bytes, sent } = self;
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| receive(&pair.server, bytes.len()));
+            send(&pair.client, &bytes[sent..]);
+            let read = reader.join().expect("a reader");
+            let same = read.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+            assert_eq!(same, bytes.len(), "so many bytes were right");
+        });
+        pair.client.shutdown(Shutdown::Write).expect("it is open");
+        assert_eq!(receive(&pair.server, 1), b"", "more than was sent");
+    }
+}
+
+/// An agent that leaves everything in force ends, and another takes its place, while one
+/// connection is busy in both directions, somebody has a few bytes that are unread, and
+/// somebody has as many as fit. All of them were spliced just before.
+fn replace(lab: &mut Lab, end: End, next: &Path, bytes: &[u8]) {
+    let busy = lab.spliced();
+    let mut few = Sleeper::new(lab, &bytes[..100_000]);
+    let mut many = Sleeper::new(lab, bytes);
+    many.send(usize::MAX);
+    assert!(
+        many.sent < bytes.len(),
+        "everything was taken, and nobody reads"
+    );
+    transfer(&busy, || {
+        lab.splices_more();
+        few.send(5000);
+        let place = end(lab.take_agent());
+        few.send(5000);
+        many.send(usize::MAX);
+        let arguments = lab.hop().arguments();
+        lab.set_agent(Agent::start_persistent(place, next, arguments));
+        few.send(5000);
+        many.send(usize::MAX);
+    });
+    few.wakes_up();
+    many.wakes_up();
+}
+
+/// Replaces agents in this way, by each of these again and again.
+fn replacements(end: End, next: &[PathBuf]) {
+    let bytes = pattern(64 << 20);
+    for hop in Hop::BOTH {
+        let mut lab = Lab::without_agent(hop);
+        let place = Place::new(lab.node.cgroup());
+        lab.set_agent(Agent::start_persistent(place, &binary(), hop.arguments()));
+        lab.enroll(&ISTIO_DEFAULTS);
+        for next in next.iter().cycle().take(ROUNDS) {
+            replace(&mut lab, end, next, &bytes);
+        }
+        // The last of them splices, too.
+        lab.spliced();
+    }
+}
+
+#[test]
+fn an_agent_that_leaves_everything_in_force_may_end_and_another_start() {
+    replacements(Agent::stop, &[binary()]);
+}
+
+#[test]
+fn an_agent_that_leaves_everything_in_force_may_be_killed_and_another_start() {
+    replacements(Agent::kill, &[binary()]);
+}
+
+/// Whose maps of connections and of settings are others.
+#[test]
+fn an_agent_may_end_and_one_of_another_build_start() {
+    replacements(Agent::stop, &[other_binary(), binary()]);
+}
+
+#[test]
+fn an_agent_may_be_killed_and_one_of_another_build_start() {
+    replacements(Agent::kill, &[other_binary(), binary()]);
 }

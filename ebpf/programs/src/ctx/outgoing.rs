@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, bpf_sock, sk_action::SK_PASS, sk_msg_md},
     btf_maps::SockHash,
-    helpers::generated::{bpf_get_netns_cookie, bpf_msg_apply_bytes, bpf_msg_redirect_hash},
+    helpers::generated::{bpf_get_netns_cookie, bpf_msg_redirect_hash},
 };
 use shunt_abi::NetnsCookie;
 
@@ -40,8 +40,7 @@ impl Outgoing {
         unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
-    /// Gives the first `bytes` of it to the socket that `map` has under `key`,
-    /// for its reader. The program is asked again about what is left.
+    /// Gives it to the socket that `map` has under `key`, for its reader.
     ///
     /// Fails when there is no such socket.
     #[inline(always)]
@@ -49,19 +48,15 @@ impl Outgoing {
         self,
         map: &'static SockHash<K, N>,
         key: &mut K,
-        bytes: u32,
     ) -> Result<(), HelperFailed> {
         let map = core::ptr::from_ref(map).cast_mut().cast();
         let key = core::ptr::from_mut(key).cast();
         // SAFETY: the context of this run, a socket map and a key of it.
         let done = unsafe { bpf_msg_redirect_hash(self.0, map, key, u64::from(BPF_F_INGRESS)) };
-        if done != i64::from(SK_PASS) {
-            return Err(HelperFailed);
+        if done == i64::from(SK_PASS) {
+            Ok(())
+        } else {
+            Err(HelperFailed)
         }
-        if bytes < self.size() {
-            // SAFETY: the context of this run.
-            let _ = unsafe { bpf_msg_apply_bytes(self.0, bytes) };
-        }
-        Ok(())
     }
 }
