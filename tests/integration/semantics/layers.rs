@@ -86,7 +86,7 @@ fn tls_in_the_kernel_for_what_is_sent() {
     compare(&Manner::ALL, |Ends { app, peer, .. }| {
         let started = option(&app, libc::SOL_TCP, libc::TCP_ULP, b"tls")
             .and_then(|()| option(&app, libc::SOL_TLS, libc::TLS_TX, &keys(1)));
-        app.note("starts TLS", started);
+        let started = app.note("starts TLS", started);
         if !kernel_has_tls() {
             assert_eq!(started, Err(Errno::ENOENT));
             return still_works(&app, &peer);
