@@ -1,7 +1,7 @@
 //! A receiver that stops reading holds a bounded amount, and goes on without a
 //! stall and without a loss.
 
-use std::{thread, time::Duration};
+use std::{sync::LazyLock, thread, time::Duration};
 
 use socket2::SockRef;
 
@@ -9,6 +9,9 @@ use super::pair::{Hop, Lab, Pair, fill, memory, pattern, receive, receive_and_ti
 
 /// More than any buffer holds.
 const MUCH: usize = 64 << 20;
+
+/// As many bytes, made once: that takes longer than most of what is done with them.
+static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(MUCH));
 
 /// How often it is looked at what is held while the reader sleeps.
 const SAMPLES: usize = 100;
@@ -60,11 +63,11 @@ struct Slept {
 /// Sends pieces of this size to a reader that sleeps, until nobody takes any more, and then
 /// has it read.
 fn sleeps_and_reads_on(lab: &Lab, piece: usize) -> Slept {
-    let bytes = pattern(MUCH);
+    let bytes = &*BYTES;
     let pair = lab.spliced();
     let before = (memory_of_node(), lab.spliced_bytes());
     let fits = has_room_for(&pair, piece);
-    let sent = overfill(&pair, &bytes, piece);
+    let sent = overfill(&pair, bytes, piece);
     let taken = memory_of_node().saturating_sub(before.0);
     let spliced = lab.spliced_bytes() - before.1;
     assert!(spliced > 0 || !fits, "{}", lab.counters());
@@ -143,10 +146,10 @@ fn a_buffer_of_its_own_choice_is_the_bound() {
 
 fn overfills_a_buffer(lab: &Lab, buffer: u32, piece: usize) {
     let pair = lab.spliced();
-    let bytes = pattern(MUCH);
+    let bytes = &*BYTES;
     let before = lab.spliced_bytes();
     let fits = has_room_for(&pair, piece);
-    let sent = overfill(&pair, &bytes, piece);
+    let sent = overfill(&pair, bytes, piece);
     let spliced = lab.spliced_bytes() - before;
     assert_eq!(
         memory(&pair.server).1,
@@ -167,10 +170,10 @@ fn it_may_keep_sending_meanwhile() {
     for hop in Hop::BOTH {
         let lab = Lab::on(hop);
         let pair = lab.spliced();
-        let bytes = pattern(MUCH);
+        let bytes = &*BYTES;
         let before = lab.spliced_bytes();
         for _ in 0..3 {
-            sends_while_it_does_not_read(&pair, &bytes);
+            sends_while_it_does_not_read(&pair, bytes);
             assert_eq!(lab.dropped(), []);
         }
         assert!(lab.spliced_bytes() > before, "{}", lab.counters());
