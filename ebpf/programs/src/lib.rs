@@ -12,6 +12,10 @@
 //! [`maps`] says who writes and who reads which map;
 //! [`ctx`], [`kernel`] and [`storage`] are the only ones that touch raw pointers of the kernel.
 #![no_std]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is handed over is copied, and the stack has no room for both"
+)]
 
 pub mod connect;
 pub mod counters;
