@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::exec::Step;
+use crate::exec::{Step, find_program};
 
 /// What Debian's packages ask before they start a service (its policy, section
 /// 9.3.3.1): 101 means no.
@@ -67,20 +67,51 @@ fn write_if_absent(path: &Path, text: &str, mode: u32) -> Result<bool> {
 
 /// Keeps a service that was just installed from being started at the next boot.
 pub(super) fn disable(service: &str) -> Result<()> {
-    Step::new(
-        "update-rc.d",
-        "disabling a service that the tests do not need",
-    )
-    .args([service, "disable"])
-    .remedy(format!(
-        "Look at `systemctl status {service}`; the tests start a server of their own."
-    ))
-    .run()
+    let script = Path::new("/etc/init.d").join(service).exists();
+    let Some((program, args)) =
+        how_to_disable(service, script, find_program("systemctl").is_some())
+    else {
+        return Ok(());
+    };
+    Step::new(program, "disabling a service that the tests do not need")
+        .args(args)
+        .remedy(format!(
+            "Look at `systemctl status {service}`; the tests start a server of their own."
+        ))
+        .run()
+}
+
+/// `update-rc.d` disables the unit as well, but fails for a service without a
+/// script of System V, as containerd. Of such a one there is only the unit,
+/// which `systemctl disable` also takes away where systemd does not run, and
+/// which nothing starts where it is not installed.
+fn how_to_disable(
+    service: &str,
+    has_script: bool,
+    has_systemd: bool,
+) -> Option<(&'static str, [&str; 2])> {
+    match (has_script, has_systemd) {
+        (true, _) => Some(("update-rc.d", [service, "disable"])),
+        (false, true) => Some(("systemctl", ["disable", service])),
+        (false, false) => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_without_a_script_has_only_its_unit() {
+        let etcd = Some(("update-rc.d", ["etcd", "disable"]));
+        assert_eq!(how_to_disable("etcd", true, true), etcd);
+        assert_eq!(how_to_disable("etcd", true, false), etcd);
+        assert_eq!(
+            how_to_disable("containerd", false, true),
+            Some(("systemctl", ["disable", "containerd"]))
+        );
+        assert_eq!(how_to_disable("containerd", false, false), None);
+    }
 
     #[test]
     fn what_the_machine_has_is_left_alone() {
