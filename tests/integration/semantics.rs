@@ -39,7 +39,7 @@ use shunt_tests::{
     deadline::{DEADLINE, wait_until},
     mesh::ISTIO_DEFAULTS,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Where the application of the second pod listens.
 const PORT: u16 = 8080;
@@ -299,7 +299,7 @@ impl Lab {
     fn connection(&self, blocking_client: bool, blocking_server: bool) -> (Socket, Socket) {
         let to = SocketAddr::from((self.server.ip(), PORT));
         let client = self.client.netns().run(|| call(to, !blocking_client));
-        let (server, _) = self.listener.accept().expect("the proxy has connected");
+        let (server, _) = self.server.netns().run(|| accept(&self.listener));
         let mode = server.set_nonblocking(!blocking_server);
         mode.expect("an open socket");
         wait_until("the connection", || {
@@ -359,13 +359,22 @@ fn at_least<T>(time: Duration, work: impl FnOnce() -> T) -> T {
 /// proxies.
 const PLENTY: usize = 8 << 20;
 
+/// Others may listen on the same port, as in a restart without a gap.
 fn listen() -> Socket {
     Owner::APP.assume();
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a new socket");
+    listener.set_reuse_port(true).expect("an open socket");
     let address = SocketAddr::from(([0, 0, 0, 0], PORT));
     listener.bind(&address.into()).expect("a free port");
     listener.listen(16).expect("a bound socket");
     listener
+}
+
+/// As the owner of the listener: an accepted socket of another one keeps the next listener
+/// from the port (`inet_csk_bind_conflict`).
+fn accept(listener: &Socket) -> (Socket, SockAddr) {
+    Owner::APP.assume();
+    listener.accept().expect("the proxy has connected")
 }
 
 fn call(to: SocketAddr, nonblocking: bool) -> Socket {

@@ -8,6 +8,7 @@ mod connecting;
 mod multipath;
 mod options;
 mod owners;
+mod ports;
 mod untouched;
 
 use std::{

@@ -22,8 +22,15 @@ use crate::{
 /// `--seed`.
 const RANDOM: &str = "SHUNT_TEST_RANDOM";
 const STRESS: &str = "SHUNT_TEST_STRESS";
-const SPLICE: &str = "SHUNT_TEST_SPLICE";
+pub(crate) const SPLICE: &str = "SHUNT_TEST_SPLICE";
 const SEED: &str = "SHUNT_TEST_SEED";
+
+/// The modes that the tests can be told.
+pub(crate) const SPLICE_MODES: [&str; 3] = ["between", "proxy", "all"];
+
+/// Has the test runner print what the tests that passed have printed: in a mode that was
+/// told, what looked other than by TCP.
+pub(crate) const SHOW: &str = "--show-output";
 
 /// What `cargo xtask test` takes.
 #[derive(Args, Debug)]
@@ -35,8 +42,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stress: u64,
     /// Which mode of splicing is compared with none, in place of the one that the agent
-    /// picks
-    #[arg(long, value_name = "MODE", value_parser = ["between", "proxy", "all"])]
+    /// picks; what was seen is printed
+    #[arg(long, value_name = "MODE", value_parser = SPLICE_MODES)]
     splice: Option<String>,
     /// Where the random ones start from, to repeat a run; chosen and printed when absent.
     /// The second of them has the seed S + 1, and so on
@@ -166,7 +173,7 @@ fn outcome(
         .env(SEED, seed.to_string())
         .remedy("Install rustup's stable toolchain (https://rustup.rs).");
     if let Some(mode) = &arguments.splice {
-        step = step.env(SPLICE, mode);
+        step = step.arg(SHOW).env(SPLICE, mode);
     }
     for (name, path) in variables {
         step = step.env(name, path);

@@ -14,7 +14,9 @@ pub(super) struct Hook {
 }
 
 /// Every one.
-pub(super) const HOOKS: [Hook; 10] = [
+pub(super) const HOOKS: [Hook; 12] = [
+    follower("shunt_bind4", "bind4", 8),
+    follower("shunt_bind6", "bind6", 9),
     entry("shunt_connect4", "connect4", 10),
     entry("shunt_connect6", "connect6", 11),
     entry("shunt_sendmsg4", "sendmsg4", 14),

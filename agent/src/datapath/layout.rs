@@ -44,6 +44,12 @@ const CONNECTIONS: Group = Group {
     anchor: Some("ASKED"),
 };
 
+/// What bind() leaves for listen() and connect().
+const BINDING: Group = Group {
+    maps: &["REUSES"],
+    anchor: Some("REUSES"),
+};
+
 /// What was counted.
 const COUNTERS: Group = Group {
     maps: &["COUNTERS"],
@@ -97,7 +103,7 @@ impl Shape {
 pub(super) fn settle(root: &Path, made: &Path, all: &[&str]) -> Result<TakenOver> {
     let in_use = maps_in_use(root)?;
     let keeps = |group: &Group| takes_over(group, root, made, &in_use);
-    let groups = [SETTINGS, CONNECTIONS, COUNTERS, EVENTS];
+    let groups = [SETTINGS, CONNECTIONS, BINDING, COUNTERS, EVENTS];
     let mut kept: BTreeSet<&str> = BTreeSet::new();
     for group in groups.iter().filter(|group| keeps(group)) {
         kept.extend(group.maps);

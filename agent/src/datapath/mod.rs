@@ -79,6 +79,7 @@ const MAPS: &[&str] = &[
     "PORTS",
     "QUESTIONS",
     "RECEIVERS",
+    "REUSES",
     "ROUTES",
     "SENDERS",
     "SERVED",

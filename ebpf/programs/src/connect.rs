@@ -6,7 +6,7 @@ use shunt_abi::{
 use shunt_decide::{Protocol, may_capture};
 
 use crate::{
-    counters,
+    bind, counters,
     ctx::{AF_INET, AddressCall, EADDRNOTAVAIL, ENETUNREACH, ENOMEM},
     facts::{self, Path, loopback_like},
     lists,
@@ -35,6 +35,7 @@ pub fn connect(call: AddressCall, asked: impl FnOnce(AddressCall) -> Endpoint) -
         ASKED.remove(socket);
         return Outcome::Untouched;
     };
+    bind::connects(call);
     let asked = asked(call);
     let bound_before = ASKED
         .get(socket)

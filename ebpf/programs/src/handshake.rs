@@ -14,7 +14,7 @@ use aya_ebpf::bindings::{
 use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, flags};
 
 use crate::{
-    counters,
+    bind, counters,
     ctx::{Socket, TcpEvent},
     facts::loopback_like,
     listeners,
@@ -36,7 +36,10 @@ pub fn event(event: TcpEvent) {
             splice_ends::established(event, socket, false);
         }
         BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),
-        BPF_SOCK_OPS_TCP_LISTEN_CB => listeners::opened(event, socket),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => {
+            bind::listens(event, socket);
+            listeners::opened(event, socket);
+        }
         BPF_SOCK_OPS_STATE_CB => {
             if event.new_state() == BPF_TCP_CLOSE {
                 refused(event, socket);

@@ -3,6 +3,7 @@
 //! The way of a connection: [`connect`] asks [`facts`] for a decision and rewrites
 //! the destination ([`datagram`] does for DNS without a connection),
 //! [`handshake`] carries the asked-for destination over to the accepted socket,
+//! [`bind`] keeps the application's ports free of what the proxy accepted there,
 //! [`names`] answers who the peer and the original destination are; what comes
 //! from outside the pod is steered by [`lookup`] to a listener that
 //! [`listeners`] knows. What a virtual machine behind the pod sends is brought to
@@ -17,6 +18,7 @@
     reason = "a key or a value that is handed over is copied, and the stack has no room for both"
 )]
 
+pub mod bind;
 pub mod connect;
 pub mod counters;
 pub mod ctx;

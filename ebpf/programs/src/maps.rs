@@ -92,6 +92,11 @@ pub static LOOKING: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
 #[btf_map]
 pub static ASKED: SocketStorage<Asked, NO_PREALLOC> = SocketStorage::new();
 
+/// What a socket had for SO_REUSEADDR before it was lent that. Written by `bind`; read and
+/// deleted by `connect` and by `sock_ops` at listen().
+#[btf_map]
+pub static REUSES: SocketStorage<i32, NO_PREALLOC> = SocketStorage::new();
+
 /// The servers that an unconnected UDP socket asked. Written by `sendmsg`; read
 /// by `recvmsg`.
 #[btf_map]

@@ -9,10 +9,27 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockOpsContext, SockoptContext},
 };
 use shunt_programs::{
+    bind,
     connect::{self, Outcome},
     ctx::{AddressCall, OptionCall, PROCEED, TcpEvent, TcpVisit, Visit, fail_with},
     datagram, handshake, listeners, names,
 };
+
+/// bind() of an `AF_INET` socket (Linux 4.17).
+#[cgroup_sock_addr(bind4)]
+fn shunt_bind4(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    bind::bind(call, &call.address4());
+    PROCEED
+}
+
+/// bind() of an `AF_INET6` socket (Linux 4.17).
+#[cgroup_sock_addr(bind6)]
+fn shunt_bind6(ctx: SockAddrContext) -> i32 {
+    let call = AddressCall::new(ctx.sock_addr);
+    bind::bind(call, &call.address6());
+    PROCEED
+}
 
 /// connect() to an IPv4 address (Linux 4.17).
 #[cgroup_sock_addr(connect4)]

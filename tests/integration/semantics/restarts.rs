@@ -1,9 +1,9 @@
-//! A proxy that is replaced while connections are open, as with a hot restart:
-//! both listen on the same ports (SO_REUSEPORT) for some time.
+//! A proxy, or an application, that is replaced while connections are open, as with a
+//! hot restart: both listen on the same port (SO_REUSEPORT) for some time.
 
 use shunt_tests::{Record, Splice, deadline::wait_until, end::nothing};
 
-use super::{Ends, Lab, MODES, Manner, Side};
+use super::{Ends, Lab, MODES, Manner, Side, listen};
 
 /// What goes back and forth on a connection.
 fn exchange(ends: &Ends) {
@@ -67,5 +67,30 @@ fn a_proxy_ends_and_another_starts() {
                 }
             });
         }
+    }
+}
+
+/// Everything that the applications see while the one that is called is replaced.
+fn application_replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
+    let mut lab = Lab::kept(mode);
+    let record = Record::default();
+    let old = lab.ends(manner, Side::Server, &record);
+    let newer = lab.server.netns().run(listen);
+    exchange(&old);
+    drop(std::mem::replace(&mut lab.listener, newer));
+    let new = lab.ends(manner, Side::Server, &record);
+    exchange(&new);
+    exchange(&old);
+    old.app.close();
+    assert_eq!(old.peer.gets_end(), nothing());
+    exchange(&new);
+    record.lines()
+}
+
+#[test]
+fn an_application_is_replaced() {
+    for manner in Manner::ALL {
+        let [plain, spliced] = MODES.map(|mode| application_replaced(mode(), manner));
+        assert_eq!(plain, spliced, "{manner:?}");
     }
 }

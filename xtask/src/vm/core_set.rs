@@ -24,6 +24,7 @@ pub(super) const TESTS: &[&str] = &[
     "differential::every_owner_from_every_source_to_every_destination",
     // connect(), bind() and getsockopt() where kernels differ.
     "sockets::bound::a_source_port_stays",
+    "sockets::ports::an_application_is_restarted_while_the_proxy_has_callers",
     "sockets::connecting::data_in_the_syn_goes_to_the_proxy_by_msg_fastopen",
     "sockets::options::the_original_destination_is_told_into_any_buffer_that_holds_it",
     // The owner, which is read from the kernel's structures.

@@ -37,6 +37,7 @@ use crate::{
     setup::{self, Use},
     tally::Tally,
     target::Target,
+    test,
 };
 
 /// What `cargo xtask vm-test` takes.
@@ -59,6 +60,10 @@ pub(crate) struct Arguments {
     /// Run the core set: the tests that tell most about a kernel, in minutes
     #[arg(long, conflicts_with = "filter")]
     core: bool,
+    /// Which mode of splicing is compared with none, in place of the one that the agent
+    /// picks; what was seen is printed
+    #[arg(long, value_name = "MODE", value_parser = test::SPLICE_MODES)]
+    splice: Option<String>,
     /// Run only the tests whose name contains one of these; else all but those with real
     /// programs, which a VM does not have
     filter: Vec<String>,
@@ -141,7 +146,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
         arch.debian(),
         arguments.jobs
     ));
-    let run = script(&variables, &selection);
+    let run = script(&variables, &selection, arguments.splice.as_deref());
     let limit = Duration::from_secs(arguments.limit * 60);
     let results = side_by_side(&kernels, arguments.jobs, |kernel| {
         in_vm(kernel, &files, &run, (chosen.len() as u64, limit), |line| {
@@ -329,13 +334,17 @@ impl Selection {
 }
 
 /// What a VM does: the tests, as on this machine.
-fn script(variables: &[Variable], selection: &Selection) -> String {
+fn script(variables: &[Variable], selection: &Selection, splice: Option<&str>) -> String {
+    let mode = splice.map(|mode| (test::SPLICE, mode));
     let set: Vec<_> = variables
         .iter()
-        .map(|(name, path)| format!("{name}={path}"))
+        .copied()
+        .chain(mode)
+        .map(|(name, value)| format!("{name}={value}"))
         .collect();
+    let show = if splice.is_some() { test::SHOW } else { "" };
     format!(
-        "export {}\n{} {} >{RESULTS} 2>&1 </dev/null\n",
+        "export {}\n{} {show} {} >{RESULTS} 2>&1 </dev/null\n",
         set.join(" "),
         image::TESTS,
         selection.arguments()
@@ -476,8 +485,13 @@ mod tests {
         assert_eq!(Selection::All.arguments(), "--skip programs::");
         let filters = Selection::named(&["check::", "it's"]);
         assert_eq!(filters.arguments(), r"'check::' 'it'\''s'");
-        let script = script(&[("A", "/a"), ("B", "/b")], &filters);
-        assert!(script.starts_with("export A=/a B=/b\n"), "{script}");
+        let set = [("A", "/a"), ("B", "/b")];
+        let plain = script(&set, &filters, None);
+        assert!(plain.starts_with("export A=/a B=/b\n"), "{plain}");
+        let forced = script(&set, &filters, Some("all"));
+        let wanted = "export A=/a B=/b SHUNT_TEST_SPLICE=all\n";
+        assert!(forced.starts_with(wanted), "{forced}");
+        assert!(forced.contains(" --show-output "), "{forced}");
     }
 
     #[test]

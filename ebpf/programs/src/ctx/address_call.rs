@@ -2,13 +2,16 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_set_retval},
+    helpers::generated::{
+        bpf_bind, bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_setsockopt,
+    },
 };
 use shunt_abi::{Addr, Endpoint, NetnsCookie};
 use shunt_decide::Protocol;
 
 use super::{
-    AF_INET, AF_INET6, FullSocket, HelperFailed, PROCEED, SockAddr4, SockAddr6, TCP, port_from_be,
+    AF_INET, AF_INET6, FullSocket, HelperFailed, PROCEED, SO_REUSEADDR, SOL_SOCKET, SockAddr4,
+    SockAddr6, TCP, port_from_be,
 };
 
 /// `IPPROTO_UDP`
@@ -17,7 +20,7 @@ const UDP: u32 = 17;
 /// What a `cgroup` program returns to make the call fail.
 const DENY: i32 = 0;
 
-/// The call that a `cgroup/connect` or `cgroup/getpeername` program sees.
+/// The call that a `cgroup/connect`, `cgroup/bind` or `cgroup/getpeername` program sees.
 #[derive(Clone, Copy)]
 pub struct AddressCall(*mut bpf_sock_addr);
 
@@ -92,6 +95,28 @@ impl AddressCall {
         write!(self.0, user_ip6[3], to.addr.words[3]);
         write!(self.0, user_port, u32::from(to.port.to_be()));
         PROCEED
+    }
+
+    /// What the socket has for SO_REUSEADDR; `None` where the kernel does not say it to a
+    /// program (Linux 5.12 does in bind(), and 6.1 this option).
+    #[inline(always)]
+    pub fn reuses_address(self) -> Option<i32> {
+        let mut value = 0_i32;
+        let to = (&raw mut value).cast();
+        let size = size_of::<i32>() as i32;
+        // SAFETY: the context of this run, and room for an option of that size.
+        let done = unsafe { bpf_getsockopt(self.0.cast(), SOL_SOCKET, SO_REUSEADDR, to, size) };
+        (done == 0).then_some(value)
+    }
+
+    /// Sets SO_REUSEADDR of the socket.
+    #[inline(always)]
+    pub fn set_reuses_address(self, value: &i32) {
+        let from = core::ptr::from_ref(value).cast_mut().cast();
+        let size = size_of::<i32>() as i32;
+        // SAFETY: the context of this run, and an option of that size, which is only read.
+        // It fails where `reuses_address` does.
+        let _ = unsafe { bpf_setsockopt(self.0.cast(), SOL_SOCKET, SO_REUSEADDR, from, size) };
     }
 
     /// Binds the socket to a source address and leaves the port to connect().

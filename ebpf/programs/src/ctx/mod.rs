@@ -70,6 +70,10 @@ pub use visits::{FileVisit, Member, MemberVisit, TaskFile, TcpVisit, Visit};
 pub const AF_INET: u32 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u32 = 10;
+/// `SOL_SOCKET`
+const SOL_SOCKET: i32 = 1;
+/// `SO_REUSEADDR`
+const SO_REUSEADDR: i32 = 2;
 /// `IPPROTO_TCP`
 pub const TCP: u32 = 6;
 

@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_ops},
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set,
+    },
 };
 use shunt_abi::{Endpoint, NetnsCookie};
 
-use super::Socket;
+use super::{SO_REUSEADDR, SOL_SOCKET, Socket};
 
 /// What a `sock_ops` program sees of a TCP socket.
 #[derive(Clone, Copy)]
@@ -105,6 +107,15 @@ impl TcpEvent {
         // SAFETY: the context of this very run. It fails only for sockets that
         // are not full, and then there is nothing to watch.
         let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// Sets SO_REUSEADDR of the socket (Linux 6.1).
+    #[inline(always)]
+    pub fn set_reuses_address(self, value: &i32) {
+        let from = core::ptr::from_ref(value).cast_mut().cast();
+        let size = size_of::<i32>() as i32;
+        // SAFETY: the context of this run, and an option of that size, which is only read.
+        let _ = unsafe { bpf_setsockopt(self.0.cast(), SOL_SOCKET, SO_REUSEADDR, from, size) };
     }
 
     /// The socket's cookie.

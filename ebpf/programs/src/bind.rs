@@ -1,0 +1,59 @@
+//! bind(): a port at which the proxy has connections is free for the application.
+//!
+//! What `sk_lookup` gives to the proxy stays at the port that was called, and so does the
+//! accepted socket (`__inet_inherit_port`); the rules' DNAT leaves it at the proxy's port.
+//! There bind() would find it and say EADDRINUSE (`inet_csk_bind_conflict`), unless both
+//! sockets have SO_REUSEADDR. Every proxy's has; the application's is lent it until it has
+//! its port for good, which is listen() or connect(). Then it has what it had before, which
+//! accepted sockets inherit, so that its own connections are in its way as ever.
+
+use shunt_abi::Endpoint;
+use shunt_decide::Protocol;
+
+use crate::{
+    ctx::{AddressCall, Socket, TcpEvent},
+    maps::REUSES,
+    pods,
+};
+
+/// A socket is about to be bound to `to`. The proxy has no connections at a loopback
+/// address.
+#[inline(always)]
+pub fn bind(call: AddressCall, to: &Endpoint) {
+    let concerned = to.port != 0
+        && !to.addr.is_loopback()
+        && matches!(call.protocol(), Some(Protocol::Tcp))
+        && pods::settings(call.netns()).is_some();
+    if concerned && call.reuses_address() == Some(0) {
+        lend(call);
+    }
+}
+
+#[inline(always)]
+fn lend(call: AddressCall) {
+    if REUSES.set(call.socket().socket(), &0).is_ok() {
+        call.set_reuses_address(&1);
+    }
+}
+
+/// A socket that may be bound to a port is about to be connected.
+#[inline(always)]
+pub fn connects(call: AddressCall) {
+    let socket = call.socket();
+    if socket.source_port() == 0 {
+        return;
+    }
+    if let Some(before) = REUSES.get(socket.socket()) {
+        call.set_reuses_address(before);
+        REUSES.remove(socket.socket());
+    }
+}
+
+/// A socket has called listen().
+#[inline(always)]
+pub fn listens(event: TcpEvent, socket: Socket) {
+    if let Some(before) = REUSES.get(socket) {
+        event.set_reuses_address(before);
+        REUSES.remove(socket);
+    }
+}

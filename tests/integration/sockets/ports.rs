@@ -1,0 +1,161 @@
+//! Ports of the application at which the proxy holds connections: what somebody calls
+//! from outside is steered, so the proxy's sockets have the port that was called.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+use shunt_tests::{Greeting, Node, Owner};
+use socket2::{Domain, Socket, Type};
+
+use super::{OUTSIDE, Side, Sides, errno, open, owned_by};
+
+/// Where the application is to listen.
+const PORT: u16 = 8080;
+/// Where the proxy is called for it.
+const INBOUND: u16 = 15006;
+
+/// A connection from outside to the application's port, that the proxy holds.
+fn held_by_proxy(side: &Side) -> Socket {
+    let called = SocketAddr::new(Node::FIRST_POD, PORT);
+    let client = side.node.netns().run(|| {
+        let client = open(Owner::ROOT);
+        client.connect(&called.into()).expect("the proxy listens");
+        client
+    });
+    assert_eq!(Greeting::read(&client).listener, INBOUND);
+    client
+}
+
+/// What an application asks for before it binds a listener.
+type Wish = fn(&Socket);
+
+const NONE: Wish = |_| {};
+const ADDRESS: Wish = |socket| socket.set_reuse_address(true).expect("an open socket");
+const PORT_TOO: Wish = |socket| socket.set_reuse_port(true).expect("an open socket");
+
+fn bound(address: impl Into<IpAddr>, wish: Wish) -> Result<Socket, Errno> {
+    let address = SocketAddr::new(address.into(), PORT);
+    let domain = Domain::for_address(address);
+    let socket = owned_by(Owner::APP, || {
+        Socket::new(domain, Type::STREAM, None).expect("a new socket")
+    });
+    wish(&socket);
+    errno(socket.bind(&address.into())).map(|()| socket)
+}
+
+fn listening(address: impl Into<IpAddr>, wish: Wish) -> Result<Socket, Errno> {
+    let socket = bound(address, wish)?;
+    errno(socket.listen(16)).map(|()| socket)
+}
+
+/// Every address, of IPv4 alone or of both families.
+const ANY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
+
+/// How it went, and whether SO_REUSEADDR says what was wished.
+fn told(socket: Result<Socket, Errno>) -> Result<bool, Errno> {
+    socket.map(|socket| socket.reuse_address().expect("an open socket"))
+}
+
+/// It may start while the proxy has callers for it already.
+#[test]
+fn an_application_starts_while_the_proxy_has_callers() {
+    let sides = Sides::new();
+    for (wish, reuses) in [(NONE, false), (ADDRESS, true), (PORT_TOO, false)] {
+        let found = sides.ask(|side| {
+            let caller = held_by_proxy(side);
+            let listeners = ANY.map(|any| told(listening(any, wish)));
+            drop(caller);
+            listeners
+        });
+        found.assert_both(&[Ok(reuses), Ok(reuses)]);
+    }
+}
+
+/// Two of a group share a port, as in a restart without a gap; nobody else has a part
+/// in it.
+#[test]
+fn an_application_is_restarted_while_the_proxy_has_callers() {
+    let sides = Sides::new();
+    let found = sides.ask(|side| {
+        let caller = held_by_proxy(side);
+        let _old = listening(ANY[0], PORT_TOO).expect("the port is free");
+        let others = [PORT_TOO, NONE, ADDRESS].map(|wish| told(listening(ANY[0], wish)));
+        drop(caller);
+        others
+    });
+    found.assert_both(&[Ok(false), Err(Errno::EADDRINUSE), Err(Errno::EADDRINUSE)]);
+}
+
+/// The application's own connections keep it from its port, as ever.
+#[test]
+fn an_application_without_reuse_waits_for_its_connections() {
+    let sides = Sides::new();
+    let found = sides.ask(|_| {
+        [NONE, ADDRESS].map(|wish| {
+            let listener = listening(ANY[0], wish).expect("the port is free");
+            let client = open(Owner::PROXY);
+            let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT);
+            client.connect(&own.into()).expect("it listens");
+            let (accepted, _) = listener.accept().expect("it was called");
+            drop(listener);
+            let again = told(listening(ANY[0], wish));
+            // The client has closed first: nothing is left at the port.
+            drop(client);
+            drop(accepted);
+            again
+        })
+    });
+    found.assert_both(&[Err(Errno::EADDRINUSE), Ok(true)]);
+}
+
+/// A port of loopback is taken by whoever binds first, without a listener too: some
+/// programs see to it so that there is only one of them.
+#[test]
+fn a_bound_port_of_loopback_is_taken() {
+    let sides = Sides::new();
+    let found = sides.ask(|_| {
+        let _first = bound(Ipv4Addr::LOCALHOST, NONE).expect("the port is free");
+        told(bound(Ipv4Addr::LOCALHOST, NONE))
+    });
+    found.assert_both(&Err(Errno::EADDRINUSE));
+}
+
+/// Elsewhere two may be bound to one port that do not ask for it; only one of them can
+/// listen there.
+#[test]
+fn a_bound_port_is_taken_by_listening() {
+    let sides = Sides::new();
+    let two = |_: &Side| {
+        let first = bound(ANY[0], NONE).expect("the port is free");
+        let second = bound(ANY[0], NONE)?;
+        errno(first.listen(16)).and_then(|()| errno(second.listen(16)))
+    };
+    sides.ask(two).assert_both(&Err(Errno::EADDRINUSE));
+    let found = sides.ask(|_| {
+        let _first = bound(ANY[0], NONE).expect("the port is free");
+        told(bound(ANY[0], NONE))
+    });
+    found.assert_each(&Err(Errno::EADDRINUSE), &Ok(true));
+}
+
+/// A client that has chosen its port has the options that it asked for.
+#[test]
+fn a_client_with_a_port_has_its_options() {
+    let sides = Sides::new();
+    let called = |wish| {
+        let client = bound(ANY[0], wish)?;
+        errno(client.connect(&OUTSIDE.into()))?;
+        // A reset leaves nothing at the port.
+        let reset = client.set_linger(Some(Duration::ZERO));
+        reset.expect("an open socket");
+        told(Ok(client))
+    };
+    let found = sides.ask(|_| [NONE, ADDRESS].map(called));
+    found.assert_both(&[Ok(false), Ok(true)]);
+}
