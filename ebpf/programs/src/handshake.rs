@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
-use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, flags};
+use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, PodSettings, flags};
 
 use crate::{
     bind, counters,
@@ -30,10 +30,17 @@ pub fn event(event: TcpEvent) {
     };
     match event.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(event, socket),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => splice_ends::established(event, socket, true),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            if let Some((netns, settings)) = splice_ends::is_on().then(|| enrolled(event)).flatten()
+            {
+                splice_ends::established(event, socket, netns, settings, true);
+            }
+        }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            take(event, socket);
-            splice_ends::established(event, socket, false);
+            if let Some((netns, settings)) = enrolled(event) {
+                take(event, socket, netns, settings);
+                splice_ends::established(event, socket, netns, settings, false);
+            }
         }
         BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),
         BPF_SOCK_OPS_TCP_LISTEN_CB => {
@@ -49,6 +56,13 @@ pub fn event(event: TcpEvent) {
         }
         _ => {}
     }
+}
+
+/// The namespace of the socket and its settings, if it is enrolled.
+#[inline(always)]
+fn enrolled<'a>(event: TcpEvent) -> Option<(NetnsCookie, &'a PodSettings)> {
+    let netns = event.netns();
+    Some((netns, pods::settings(netns)?))
 }
 
 /// The application's side is about to send its SYN.
@@ -123,12 +137,8 @@ fn withdraw(event: TcpEvent, socket: Socket) {
 
 /// A listener has a new connection.
 #[inline(always)]
-fn take(event: TcpEvent, socket: Socket) {
+fn take(event: TcpEvent, socket: Socket, netns: NetnsCookie, settings: &PodSettings) {
     let port = event.local_port();
-    let netns = event.netns();
-    let Some(settings) = pods::settings(netns) else {
-        return;
-    };
     let key = flow(netns, &event.remote(), &event.local());
     if settings.has(flags::INTERFACES) {
         take_forwarded(netns, &key, socket);

@@ -27,7 +27,6 @@ use crate::{
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address, Structure},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
-    pods,
     splice::has_unread,
 };
 
@@ -76,22 +75,21 @@ pub fn offsets() -> SpliceOffsets {
 
 /// Whether anything is spliced on this node.
 #[inline(always)]
-fn is_on() -> bool {
+pub fn is_on() -> bool {
     SPLICE_MODE.load() != SpliceMode::Off as u32
 }
 
 /// A socket of an enrolled namespace is connected, by its own call (`active`) or
 /// by accepting.
 #[inline(always)]
-pub fn established(event: TcpEvent, socket: Socket, active: bool) {
-    if !is_on() {
-        return;
-    }
-    let netns = event.netns();
-    let Some(settings) = pods::settings(netns) else {
-        return;
-    };
-    if settings.splice == SpliceMode::Off as u32 {
+pub fn established(
+    event: TcpEvent,
+    socket: Socket,
+    netns: NetnsCookie,
+    settings: &PodSettings,
+    active: bool,
+) {
+    if !is_on() || settings.splice == SpliceMode::Off as u32 {
         return;
     }
     let proxy = if active {
