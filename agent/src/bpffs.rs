@@ -262,8 +262,13 @@ impl PinDir {
             Ok(()) if self.path != Path::new(DEFAULT_DIR) => Ok(self.path.clone()),
             _ if self.path == Path::new(DEFAULT_DIR) => Ok(PathBuf::from("/sys/fs/bpf")),
             Ok(()) => Ok(self.path.clone()),
-            Err(error) => Err(error)
-                .with_context(|| format!("cannot make the directory {}", self.path.display())),
+            Err(error) => Err(error).with_context(|| {
+                format!(
+                    "cannot make the directory {}; name one with --bpffs that can be made, \
+                         such as {DEFAULT_DIR}",
+                    self.path.display()
+                )
+            }),
         }
     }
 

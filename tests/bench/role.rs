@@ -4,6 +4,7 @@
 use std::{fs, io::Write, os::unix::process::CommandExt, process::Command, time::Duration};
 
 use nix::{
+    errno::Errno,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::clock_getcpuclockid,
     unistd::Pid,
@@ -158,7 +159,7 @@ impl Cores {
 pub(crate) fn on_core<T>(core: usize, work: impl FnOnce() -> T) -> T {
     let this_thread = Pid::from_raw(0);
     let before = sched_getaffinity(this_thread).expect("this process has processors");
-    keep(this_thread, core);
+    keep(this_thread, core).unwrap_or_else(|error| not_kept(core, error));
     let done = work();
     sched_setaffinity(this_thread, &before).expect("it could before");
     done
@@ -174,14 +175,21 @@ pub(crate) fn keep_process(pid: Pid, core: usize) {
         .unwrap_or_else(|error| panic!("process {pid} has no threads: {error}"));
     for thread in threads.flatten() {
         let number = thread.file_name().to_string_lossy().parse();
-        keep(Pid::from_raw(number.expect("threads are numbers")), core);
+        match keep(Pid::from_raw(number.expect("threads are numbers")), core) {
+            // It has ended since they were listed.
+            Err(Errno::ESRCH) => {}
+            kept => kept.unwrap_or_else(|error| not_kept(core, error)),
+        }
     }
 }
 
 /// Has a thread keep to processor `core`.
-fn keep(thread: Pid, core: usize) {
+fn keep(thread: Pid, core: usize) -> Result<(), Errno> {
     let mut only = CpuSet::new();
-    only.set(core)
-        .and_then(|()| sched_setaffinity(thread, &only))
-        .unwrap_or_else(|error| panic!("cannot keep to processor {core}: {error}"));
+    only.set(core)?;
+    sched_setaffinity(thread, &only)
+}
+
+fn not_kept(core: usize, error: Errno) -> ! {
+    panic!("cannot keep to processor {core}: {error}")
 }

@@ -51,12 +51,13 @@ macro_rules! helpers {
 /// out.
 const HELPERS: &[(ProgramType, &str, BpfHelper)] = helpers! {
     CgroupSockAddr: BPF_FUNC_map_lookup_elem, BPF_FUNC_set_retval, BPF_FUNC_bind,
-        BPF_FUNC_get_netns_cookie, BPF_FUNC_probe_read_kernel, BPF_FUNC_ktime_get_coarse_ns,
-        BPF_FUNC_sk_storage_get, BPF_FUNC_sk_storage_delete;
+        BPF_FUNC_getsockopt, BPF_FUNC_setsockopt, BPF_FUNC_get_netns_cookie,
+        BPF_FUNC_probe_read_kernel, BPF_FUNC_ktime_get_coarse_ns, BPF_FUNC_sk_storage_get,
+        BPF_FUNC_sk_storage_delete;
     CgroupSockopt: BPF_FUNC_get_netns_cookie, BPF_FUNC_sk_storage_get;
     SockOps: BPF_FUNC_map_update_elem, BPF_FUNC_map_delete_elem, BPF_FUNC_get_netns_cookie,
-        BPF_FUNC_sock_ops_cb_flags_set, BPF_FUNC_sock_hash_update, BPF_FUNC_sk_storage_get,
-        BPF_FUNC_sk_storage_delete;
+        BPF_FUNC_setsockopt, BPF_FUNC_sock_ops_cb_flags_set, BPF_FUNC_sock_hash_update,
+        BPF_FUNC_sk_storage_get, BPF_FUNC_sk_storage_delete;
     SkLookup: BPF_FUNC_sk_assign, BPF_FUNC_sk_release, BPF_FUNC_ringbuf_output;
     SchedClassifier: BPF_FUNC_skc_lookup_tcp, BPF_FUNC_sk_release, BPF_FUNC_sk_fullsock,
         BPF_FUNC_skb_load_bytes, BPF_FUNC_skb_store_bytes, BPF_FUNC_l3_csum_replace,

@@ -57,10 +57,15 @@ pub(crate) fn install() -> Result<()> {
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let done = fill(&staging).and_then(|()| {
         fs::remove_file(staging.join("requirements.txt"))?;
-        fs::rename(&staging, &place)
-            .with_context(|| format!("putting the packages at {}", place.display()))
+        match fs::rename(&staging, &place) {
+            // Another xtask was quicker; its packages are the same.
+            Err(_) if place.is_dir() => Ok(()),
+            renamed => {
+                renamed.with_context(|| format!("putting the packages at {}", place.display()))
+            }
+        }
     });
-    if done.is_err() && staging.exists() {
+    if staging.exists() {
         fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
     }
     done

@@ -27,7 +27,7 @@ impl Outgoing {
         Socket(sk.cast())
     }
 
-    /// How many bytes there are, or are left.
+    /// How many bytes there are.
     #[inline(always)]
     pub fn size(self) -> u32 {
         read!(self.0, size)
