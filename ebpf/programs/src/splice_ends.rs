@@ -98,7 +98,7 @@ pub fn established(
         // What a proxy's listener hands down.
         ORIGINAL_DST.get(socket).is_some()
     };
-    if !proxy && settings.splice < SpliceMode::Proxy as u32 {
+    if settings.splice < SpliceMode::Proxy as u32 && (!proxy || is_within_pod(event)) {
         return;
     }
     let mut flags = 0;
@@ -119,6 +119,14 @@ pub fn established(
         // It may never send anything, and so hear of no acknowledgement.
         publish(event, socket, netns, sender);
     }
+}
+
+/// Whether both ends are in one pod, as far as their addresses say: the other one is the
+/// application's.
+#[inline(always)]
+fn is_within_pod(event: TcpEvent) -> bool {
+    let local = event.local().addr;
+    local.is_loopback() || local.same(&event.remote().addr)
 }
 
 /// Whether a proxy owns the socket, as the rules have it.

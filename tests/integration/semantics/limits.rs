@@ -126,6 +126,18 @@ const LIMITS: &[Limit] = &[
         what: "close() with unread bytes is an end to the sender, not a reset",
     },
     Limit {
+        script: "layers::tls_in_the_kernel",
+        proxy: &["6.12", "7.2"],
+        all: &["6.12", "7.2"],
+        what: "TLS in the kernel cannot be started (EINVAL) on 6.12.117 and 7.2.13",
+    },
+    Limit {
+        script: "layers::tls_in_the_kernel_for_what_is_sent",
+        proxy: &["6.12", "7.2"],
+        all: &["6.12", "7.2"],
+        what: "the same",
+    },
+    Limit {
         script: "moving::splice_moves_plenty_both_ways",
         proxy: NONE,
         all: EVERY,
@@ -151,9 +163,9 @@ const LIMITS: &[Limit] = &[
     },
     Limit {
         script: "reading::how_much_there_is_to_read",
-        proxy: EVERY,
-        all: EVERY,
-        what: "FIONREAD counts spliced bytes only",
+        proxy: &["6.12", "6.18"],
+        all: &["6.1", "6.12", "6.18"],
+        what: "FIONREAD counts spliced bytes only; on 6.1 those of TCP only; on 6.12.117 both",
     },
     Limit {
         script: "reading::reads_that_do_not_wait",
@@ -163,9 +175,9 @@ const LIMITS: &[Limit] = &[
     },
     Limit {
         script: "reading::reads_that_leave_the_bytes_there",
-        proxy: EVERY,
-        all: EVERY,
-        what: "FIONREAD counts spliced bytes only",
+        proxy: &["6.12", "6.18"],
+        all: &["6.1", "6.12", "6.18"],
+        what: "FIONREAD, as above",
     },
     Limit {
         script: "reading::reads_that_throw_bytes_away",
@@ -184,6 +196,18 @@ const LIMITS: &[Limit] = &[
         proxy: EVERY,
         all: EVERY,
         what: "recv(MSG_OOB) without urgent data gives EAGAIN, not EINVAL",
+    },
+    Limit {
+        script: "writing::many_writes_without_a_copy",
+        proxy: &["6.1"],
+        all: &["6.1"],
+        what: "MSG_ZEROCOPY is not told to be done",
+    },
+    Limit {
+        script: "writing::writes_without_a_copy",
+        proxy: &["6.1"],
+        all: &["6.1"],
+        what: "the same",
     },
 ];
 
