@@ -8,19 +8,21 @@ pub(super) struct Hook {
     pub(super) name: &'static str,
     /// The kernel's number of it (`enum bpf_attach_type`).
     pub(super) number: u32,
-    /// Whether connections begin here. What it notes, others find; of two programs
-    /// on such a hook each would redirect what the other has redirected.
+    /// Whether something begins here that others go on with: a connection, or what a
+    /// socket is lent for bind(). What it notes, they find; of two programs on such a hook
+    /// each would redirect what the other has redirected.
     pub(super) is_entry: bool,
 }
 
-/// Every one.
+/// Every one, in the order in which they are hung: what a socket is lent at bind() is
+/// taken back at connect().
 pub(super) const HOOKS: [Hook; 12] = [
-    follower("shunt_bind4", "bind4", 8),
-    follower("shunt_bind6", "bind6", 9),
     entry("shunt_connect4", "connect4", 10),
     entry("shunt_connect6", "connect6", 11),
     entry("shunt_sendmsg4", "sendmsg4", 14),
     entry("shunt_sendmsg6", "sendmsg6", 15),
+    entry("shunt_bind4", "bind4", 8),
+    entry("shunt_bind6", "bind6", 9),
     follower("shunt_recvmsg4", "recvmsg4", 19),
     follower("shunt_recvmsg6", "recvmsg6", 20),
     follower("shunt_peername4", "getpeername4", 29),

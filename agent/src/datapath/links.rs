@@ -254,8 +254,8 @@ pub(super) fn programs(root: &Path) -> Result<Vec<u32>> {
     Ok(programs)
 }
 
-/// Takes everything away that hangs by a pin below `root`: first what begins
-/// connections, so that none is begun that nobody follows.
+/// Takes everything away that hangs by a pin below `root`: first what others go on with,
+/// the last of it first, so that nothing is begun that nobody follows.
 ///
 /// # Errors
 ///
@@ -264,7 +264,11 @@ pub(super) fn detach_all(root: &Path) -> Result<()> {
     let mut dirs = vec![root.join(LINKS)];
     dirs.extend(former(root)?);
     for dir in &dirs {
-        for hook in super::hooks::HOOKS.iter().filter(|hook| hook.is_entry) {
+        for hook in super::hooks::HOOKS
+            .iter()
+            .rev()
+            .filter(|hook| hook.is_entry)
+        {
             remove_file(&dir.join(hook.program))?;
         }
     }

@@ -4,8 +4,8 @@
 //! accepted socket (`__inet_inherit_port`); the rules' DNAT leaves it at the proxy's port.
 //! There bind() would find it and say EADDRINUSE (`inet_csk_bind_conflict`), unless both
 //! sockets have SO_REUSEADDR. Every proxy's has; the application's is lent it until it has
-//! its port for good, which is listen() or connect(). Then it has what it had before, which
-//! accepted sockets inherit, so that its own connections are in its way as ever.
+//! its port for good, which is listen() or connect(). Then it is as before, and so are the
+//! sockets accepted from it, so that its own connections are in its way as ever.
 
 use shunt_abi::Endpoint;
 use shunt_decide::Protocol;
@@ -17,10 +17,11 @@ use crate::{
 };
 
 /// A socket is about to be bound to `to`. The proxy has no connections at a loopback
-/// address.
+/// address, and a socket that has a port cannot be bound again.
 #[inline(always)]
 pub fn bind(call: AddressCall, to: &Endpoint) {
     let concerned = to.port != 0
+        && call.socket().source_port() == 0
         && !to.addr.is_loopback()
         && matches!(call.protocol(), Some(Protocol::Tcp))
         && pods::settings(call.netns()).is_some();
@@ -36,16 +37,14 @@ fn lend(call: AddressCall) {
     }
 }
 
-/// A socket that may be bound to a port is about to be connected.
+/// A socket is about to be connected: one that was bound, or that could not be, wherever it
+/// is by now.
 #[inline(always)]
 pub fn connects(call: AddressCall) {
-    let socket = call.socket();
-    if socket.source_port() == 0 {
-        return;
-    }
-    if let Some(before) = REUSES.get(socket.socket()) {
+    let socket = call.socket().socket();
+    if let Some(before) = REUSES.get(socket) {
         call.set_reuses_address(before);
-        REUSES.remove(socket.socket());
+        REUSES.remove(socket);
     }
 }
 

@@ -28,6 +28,7 @@ pub enum Outcome {
 /// Decides over a call to connect() that asks for `asked`.
 #[inline(always)]
 pub fn connect(call: AddressCall, asked: impl FnOnce(AddressCall) -> Endpoint) -> Outcome {
+    bind::connects(call);
     let socket = call.socket().socket();
     let netns = call.netns();
     let (Some(settings), Some(protocol)) = (pods::settings(netns), call.protocol()) else {
@@ -35,7 +36,6 @@ pub fn connect(call: AddressCall, asked: impl FnOnce(AddressCall) -> Endpoint) -
         ASKED.remove(socket);
         return Outcome::Untouched;
     };
-    bind::connects(call);
     let asked = asked(call);
     let bound_before = ASKED
         .get(socket)

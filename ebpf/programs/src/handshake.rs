@@ -31,7 +31,9 @@ pub fn event(event: TcpEvent) {
     match event.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(event, socket),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            if let Some((netns, settings)) = splice_ends::is_on().then(|| enrolled(event)).flatten()
+            // A node without splicing is spared the look.
+            if splice_ends::is_on()
+                && let Some((netns, settings)) = enrolled(event)
             {
                 splice_ends::established(event, socket, netns, settings, true);
             }
@@ -39,7 +41,9 @@ pub fn event(event: TcpEvent) {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             if let Some((netns, settings)) = enrolled(event) {
                 take(event, socket, netns, settings);
-                splice_ends::established(event, socket, netns, settings, false);
+                if splice_ends::is_on() {
+                    splice_ends::established(event, socket, netns, settings, false);
+                }
             }
         }
         BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),

@@ -92,8 +92,8 @@ pub static LOOKING: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
 #[btf_map]
 pub static ASKED: SocketStorage<Asked, NO_PREALLOC> = SocketStorage::new();
 
-/// What a socket had for SO_REUSEADDR before it was lent that. Written by `bind`; read and
-/// deleted by `connect` and by `sock_ops` at listen().
+/// That a socket is lent SO_REUSEADDR, and what it had before: 0, or it would not need it.
+/// Written by `bind`; read and deleted by `connect` and by `sock_ops` at listen().
 #[btf_map]
 pub static REUSES: SocketStorage<i32, NO_PREALLOC> = SocketStorage::new();
 

@@ -80,7 +80,7 @@ pub fn is_on() -> bool {
 }
 
 /// A socket of an enrolled namespace is connected, by its own call (`active`) or
-/// by accepting.
+/// by accepting, on a node where something is spliced.
 #[inline(always)]
 pub fn established(
     event: TcpEvent,
@@ -89,7 +89,7 @@ pub fn established(
     settings: &PodSettings,
     active: bool,
 ) {
-    if !is_on() || settings.splice == SpliceMode::Off as u32 {
+    if settings.splice == SpliceMode::Off as u32 {
         return;
     }
     let proxy = if active {
@@ -122,7 +122,8 @@ pub fn established(
 }
 
 /// Whether both ends are in one pod, as far as their addresses say: the other one is the
-/// application's.
+/// application's, or of the same proxy. (From `::6`, where Istio's proxies call from, it is
+/// not recognised. Then more is remembered, and nothing else is done.)
 #[inline(always)]
 fn is_within_pod(event: TcpEvent) -> bool {
     let local = event.local().addr;

@@ -7,10 +7,13 @@ use std::{
 };
 
 use nix::errno::Errno;
-use shunt_tests::{Greeting, Node, Owner};
+use shunt_tests::{
+    Agent, Greeting, Node, Owner,
+    agent::{self, Place},
+};
 use socket2::{Domain, Socket, Type};
 
-use super::{OUTSIDE, Side, Sides, errno, open, owned_by};
+use super::{OUTSIDE, RULES, Side, Sides, errno, open, owned_by};
 
 /// Where the application is to listen.
 const PORT: u16 = 8080;
@@ -32,9 +35,9 @@ fn held_by_proxy(side: &Side) -> Socket {
 /// What an application asks for before it binds a listener.
 type Wish = fn(&Socket);
 
-const NONE: Wish = |_| {};
-const ADDRESS: Wish = |socket| socket.set_reuse_address(true).expect("an open socket");
-const PORT_TOO: Wish = |socket| socket.set_reuse_port(true).expect("an open socket");
+const NOTHING: Wish = |_| {};
+const REUSE_ADDRESS: Wish = |socket| socket.set_reuse_address(true).expect("an open socket");
+const REUSE_PORT: Wish = |socket| socket.set_reuse_port(true).expect("an open socket");
 
 fn bound(address: impl Into<IpAddr>, wish: Wish) -> Result<Socket, Errno> {
     let address = SocketAddr::new(address.into(), PORT);
@@ -66,7 +69,7 @@ fn told(socket: Result<Socket, Errno>) -> Result<bool, Errno> {
 #[test]
 fn an_application_starts_while_the_proxy_has_callers() {
     let sides = Sides::new();
-    for (wish, reuses) in [(NONE, false), (ADDRESS, true), (PORT_TOO, false)] {
+    for (wish, reuses) in [(NOTHING, false), (REUSE_ADDRESS, true), (REUSE_PORT, false)] {
         let found = sides.ask(|side| {
             let caller = held_by_proxy(side);
             let listeners = ANY.map(|any| told(listening(any, wish)));
@@ -84,8 +87,8 @@ fn an_application_is_restarted_while_the_proxy_has_callers() {
     let sides = Sides::new();
     let found = sides.ask(|side| {
         let caller = held_by_proxy(side);
-        let _old = listening(ANY[0], PORT_TOO).expect("the port is free");
-        let others = [PORT_TOO, NONE, ADDRESS].map(|wish| told(listening(ANY[0], wish)));
+        let _old = listening(ANY[0], REUSE_PORT).expect("the port is free");
+        let others = [REUSE_PORT, NOTHING, REUSE_ADDRESS].map(|wish| told(listening(ANY[0], wish)));
         drop(caller);
         others
     });
@@ -97,7 +100,7 @@ fn an_application_is_restarted_while_the_proxy_has_callers() {
 fn an_application_without_reuse_waits_for_its_connections() {
     let sides = Sides::new();
     let found = sides.ask(|_| {
-        [NONE, ADDRESS].map(|wish| {
+        [NOTHING, REUSE_ADDRESS].map(|wish| {
             let listener = listening(ANY[0], wish).expect("the port is free");
             let client = open(Owner::PROXY);
             let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT);
@@ -120,8 +123,8 @@ fn an_application_without_reuse_waits_for_its_connections() {
 fn a_bound_port_of_loopback_is_taken() {
     let sides = Sides::new();
     let found = sides.ask(|_| {
-        let _first = bound(Ipv4Addr::LOCALHOST, NONE).expect("the port is free");
-        told(bound(Ipv4Addr::LOCALHOST, NONE))
+        let _first = bound(Ipv4Addr::LOCALHOST, NOTHING).expect("the port is free");
+        told(bound(Ipv4Addr::LOCALHOST, NOTHING))
     });
     found.assert_both(&Err(Errno::EADDRINUSE));
 }
@@ -132,16 +135,78 @@ fn a_bound_port_of_loopback_is_taken() {
 fn a_bound_port_is_taken_by_listening() {
     let sides = Sides::new();
     let two = |_: &Side| {
-        let first = bound(ANY[0], NONE).expect("the port is free");
-        let second = bound(ANY[0], NONE)?;
+        let first = bound(ANY[0], NOTHING).expect("the port is free");
+        let second = bound(ANY[0], NOTHING)?;
         errno(first.listen(16)).and_then(|()| errno(second.listen(16)))
     };
     sides.ask(two).assert_both(&Err(Errno::EADDRINUSE));
     let found = sides.ask(|_| {
-        let _first = bound(ANY[0], NONE).expect("the port is free");
-        told(bound(ANY[0], NONE))
+        let _first = bound(ANY[0], NOTHING).expect("the port is free");
+        told(bound(ANY[0], NOTHING))
     });
     found.assert_each(&Err(Errno::EADDRINUSE), &Ok(true));
+}
+
+/// What a connected socket has is taken, with rules and without.
+#[test]
+fn a_clients_port_is_taken_by_its_connection() {
+    let sides = Sides::new();
+    let found = sides.ask(|_| {
+        let first = bound(ANY[0], NOTHING).expect("the port is free");
+        errno(first.connect(&OUTSIDE.into())).expect("somebody listens");
+        let second = told(bound(ANY[0], NOTHING));
+        // A reset leaves nothing at the port.
+        let reset = first.set_linger(Some(Duration::ZERO));
+        reset.expect("an open socket");
+        second
+    });
+    found.assert_both(&Err(Errno::EADDRINUSE));
+}
+
+/// Who calls bind() for something that cannot be has the options that it asked for, too.
+#[test]
+fn a_refused_bind_leaves_the_options() {
+    let sides = Sides::new();
+    let found = sides.ask(|_| {
+        let listener = listening(ANY[0], NOTHING).expect("the port is free");
+        let again = errno(listener.bind(&SocketAddr::new(ANY[0], PORT + 1).into()));
+        let client = open(Owner::APP);
+        let taken = errno(client.bind(&SocketAddr::new(ANY[0], PORT).into()));
+        errno(client.connect(&OUTSIDE.into())).expect("somebody listens");
+        (again, told(Ok(listener)), taken, told(Ok(client)))
+    });
+    found.assert_both(&(
+        Err(Errno::EINVAL),
+        Ok(false),
+        Err(Errno::EADDRINUSE),
+        Ok(false),
+    ));
+}
+
+/// What a socket was lent is taken back where its pod is not enrolled any more, and by the
+/// agent that comes after one that was killed.
+#[test]
+fn what_was_lent_is_taken_back_whatever_happens_meanwhile() {
+    let node = Node::new();
+    let pod = node.pod("pod");
+    let start = |place| Agent::start_persistent(place, &agent::binary(), &[]);
+    let mut agent = start(Place::new(node.cgroup()));
+    agent.enroll(pod.netns(), &RULES.settings());
+    let lent = || {
+        let bind = || bound(ANY[0], NOTHING).expect("the port is free");
+        let socket = pod.netns().run(bind);
+        assert_eq!(socket.reuse_address().ok(), Some(true));
+        socket
+    };
+    let socket = lent();
+    agent = start(agent.kill());
+    socket.listen(16).expect("nobody listens there");
+    assert_eq!(told(Ok(socket)), Ok(false));
+    let socket = lent();
+    agent.unenroll(pod.netns());
+    // Nobody listens outside, which is no matter.
+    let _ = socket.connect(&OUTSIDE.into());
+    assert_eq!(told(Ok(socket)), Ok(false));
 }
 
 /// A client that has chosen its port has the options that it asked for.
@@ -156,6 +221,6 @@ fn a_client_with_a_port_has_its_options() {
         reset.expect("an open socket");
         told(Ok(client))
     };
-    let found = sides.ask(|_| [NONE, ADDRESS].map(called));
+    let found = sides.ask(|_| [NOTHING, REUSE_ADDRESS].map(called));
     found.assert_both(&[Ok(false), Ok(true)]);
 }

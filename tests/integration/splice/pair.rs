@@ -38,7 +38,8 @@ pub(super) enum Hop {
 }
 
 impl Hop {
-    pub(super) const BOTH: [Self; 2] = [Self::IntoProxy, Self::Between];
+    /// That of the default mode first.
+    pub(super) const BOTH: [Self; 2] = [Self::Between, Self::IntoProxy];
 
     /// The least that an agent has to be told so that it splices here.
     pub(super) fn arguments(self) -> &'static [&'static str] {
