@@ -68,7 +68,8 @@ impl Job {
 pub(crate) struct Latency {
     /// How many calls there were, those for warming up included.
     pub(crate) count: u64,
-    /// From when each was planned to begin.
+    /// From when each was planned to begin; of requests, each of which begins when the one
+    /// before has been answered, from when it did.
     pub(crate) times: Times,
     /// From when it did begin.
     pub(crate) calls: Times,

@@ -65,9 +65,7 @@ enum Task {
     /// and not, and prints for each the most that it took: instructions that the verifier
     /// looked at (the limit is 1,000,000), states, and bytes of stack, of one function and of
     /// functions that call each other (512), in the steps of 32 in which Linux before 6.8
-    /// counts. Fails when a program has more than half of a limit. Some programs have more
-    /// than half of the stack: each of those has a bound of its own, in
-    /// xtask/src/vm/verifier.rs.
+    /// counts. Fails when a program has more than half of a limit.
     Verifier(vm::verifier::Arguments),
     /// A virtual machine with a shell, the agent, and two pods with Envoy; needs root
     Vm(vm::dev::Arguments),

@@ -203,7 +203,7 @@ pub enum Fallback {
     NotWanted = 0,
     /// The other end is not known here, or is gone.
     PeerUnknown = 1,
-    /// The other end is the application's, and the mode is `proxy`.
+    /// The other end is the application's, and the mode is less than `all`.
     IntoApplication = 2,
     /// The other end has not yet read what came before by TCP.
     NotDrained = 3,
@@ -261,7 +261,7 @@ impl Fallback {
 pub struct SpliceCounters {
     /// Bytes that were given to the other end directly.
     pub bytes: u64,
-    /// Messages that were, in whole or in part.
+    /// Messages that were, each as a whole.
     pub messages: u64,
     /// Messages that went by TCP, by [`Fallback`].
     pub fallbacks: [u64; FALLBACK_SLOTS],

@@ -109,8 +109,8 @@ fn it_reads_on_without_a_stall() {
     }
 }
 
-/// In the mode that an agent takes by itself. In `proxy`, which has to be asked for, a
-/// segment is dropped at times by 6.18.15 (docs/kernels.md).
+/// For a reader that sleeps, in the mode that an agent takes by itself. In `proxy`, which has
+/// to be asked for, a segment is dropped at times by 6.18.15 (docs/kernels.md).
 #[track_caller]
 fn assert_nothing_dropped(lab: &Lab) {
     if lab.hop() == Hop::Between {
