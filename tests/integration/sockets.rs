@@ -223,8 +223,13 @@ impl Seen {
 
 /// A new TCP socket, opened by `owner`.
 fn open(owner: Owner) -> Socket {
+    open_for(Domain::IPV4, owner)
+}
+
+/// The same of this family.
+fn open_for(domain: Domain, owner: Owner) -> Socket {
     patient(owned_by(owner, || {
-        Socket::new(Domain::IPV4, Type::STREAM, None).expect("a new socket")
+        Socket::new(domain, Type::STREAM, None).expect("a new socket")
     }))
 }
 

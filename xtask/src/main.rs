@@ -18,6 +18,7 @@ mod lint;
 mod paths;
 mod run;
 mod setup;
+mod staging;
 mod tally;
 mod target;
 mod test;

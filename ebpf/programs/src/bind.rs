@@ -41,18 +41,21 @@ fn lend(call: AddressCall) {
 /// is by now.
 #[inline(always)]
 pub fn connects(call: AddressCall) {
-    let socket = call.socket().socket();
-    if let Some(before) = REUSES.get(socket) {
-        call.set_reuses_address(before);
-        REUSES.remove(socket);
-    }
+    take_back(call.socket().socket(), |before| {
+        call.set_reuses_address(before)
+    });
 }
 
 /// A socket has called listen().
 #[inline(always)]
 pub fn listens(event: TcpEvent, socket: Socket) {
+    take_back(socket, |before| event.set_reuses_address(before));
+}
+
+#[inline(always)]
+fn take_back(socket: Socket, set: impl FnOnce(&i32)) {
     if let Some(before) = REUSES.get(socket) {
-        event.set_reuses_address(before);
+        set(before);
         REUSES.remove(socket);
     }
 }

@@ -11,11 +11,10 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use shunt_tests::{Node, Owner};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket};
 
 use super::{
-    FAR_OUTSIDE, LOOPBACK, OUTSIDE, OWN, Seen, Side, Sides, address, call, connect, open, owned_by,
-    patient,
+    FAR_OUTSIDE, LOOPBACK, OUTSIDE, OWN, Seen, Side, Sides, address, call, connect, open, open_for,
 };
 
 /// An address that is nobody's.
@@ -194,8 +193,7 @@ fn mapped(to: SocketAddr) -> SocketAddr {
 }
 
 fn open_v6(owner: Owner) -> Socket {
-    let open = || Socket::new(Domain::IPV6, Type::STREAM, None).expect("a new socket");
-    patient(owned_by(owner, open))
+    open_for(Domain::IPV6, owner)
 }
 
 /// What a client that connects to a mapped address sees: mapped addresses.

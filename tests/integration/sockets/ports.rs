@@ -12,9 +12,9 @@ use shunt_tests::{
     agent::{self, Place},
     deadline::wait_until,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket};
 
-use super::{OUTSIDE, RULES, Side, Sides, errno, open, owned_by};
+use super::{OUTSIDE, RULES, Side, Sides, errno, open, open_for};
 
 /// A port of the application, for one use: a program that another test starts has every
 /// file of this process between fork() and exec(), and so keeps the port of a socket that
@@ -48,10 +48,7 @@ const REUSE_PORT: Wish = |socket| socket.set_reuse_port(true).expect("an open so
 
 fn bound(address: impl Into<IpAddr>, port: u16, wish: Wish) -> Result<Socket, Errno> {
     let address = SocketAddr::new(address.into(), port);
-    let domain = Domain::for_address(address);
-    let socket = owned_by(Owner::APP, || {
-        Socket::new(domain, Type::STREAM, None).expect("a new socket")
-    });
+    let socket = open_for(Domain::for_address(address), Owner::APP);
     wish(&socket);
     errno(socket.bind(&address.into())).map(|()| socket)
 }

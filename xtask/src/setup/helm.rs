@@ -3,12 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{exec::Step, paths};
+use crate::{exec::Step, paths, staging::beside};
 
 /// What is wanted itself, with the digest of the file that is accepted.
 const WANTED: [(&str, &str); 2] = [
@@ -50,25 +49,10 @@ pub(crate) fn is_missing() -> Result<bool> {
 
 /// Installs the packages into a directory of their own: nothing of Python's changes.
 pub(crate) fn install() -> Result<()> {
-    let place = path()?;
-    // Beside its place, so that no half set of packages is ever found.
-    let name = format!("{GENERATION}-partial-{}", process::id());
-    let staging = place.with_file_name(name);
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = fill(&staging).and_then(|()| {
-        fs::remove_file(staging.join("requirements.txt"))?;
-        match fs::rename(&staging, &place) {
-            // Another xtask was quicker; its packages are the same.
-            Err(_) if place.is_dir() => Ok(()),
-            renamed => {
-                renamed.with_context(|| format!("putting the packages at {}", place.display()))
-            }
-        }
-    });
-    if staging.exists() {
-        fs::remove_dir_all(&staging).with_context(|| format!("removing {}", staging.display()))?;
-    }
-    done
+    beside(&path()?, |staging| {
+        fill(staging)?;
+        Ok(fs::remove_file(staging.join("requirements.txt"))?)
+    })
 }
 
 fn fill(staging: &Path) -> Result<()> {

@@ -4,12 +4,11 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{apt::Apt, exec::Step};
+use crate::{apt::Apt, exec::Step, staging::beside};
 
 /// What names the digests of the packages in a directory, beside them.
 const DIGESTS: &str = "SHA256SUMS";
@@ -72,24 +71,6 @@ pub(super) fn fetch_with_all_needed(apt: &Apt, packages: &[String], place: &Path
         .output()
         .map(drop)
     })
-}
-
-/// Has `work` fill a directory beside `place`, and then moves it there: no half of it is ever
-/// found.
-pub(super) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let name = place.file_name().unwrap_or_default().display();
-    let staging = place.with_file_name(format!("partial-{name}-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
-    let done = work(&staging).and_then(|()| match fs::rename(&staging, place) {
-        // Another was quicker with the same.
-        Err(_) if place.is_dir() => fs::remove_dir_all(&staging).map_err(Into::into),
-        done => done.with_context(|| format!("making {}", place.display())),
-    });
-    if done.is_err() {
-        // The error of the download is the one to report.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    done
 }
 
 fn fill(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {

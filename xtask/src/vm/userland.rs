@@ -14,6 +14,7 @@ use crate::{
     arch::Arch,
     exec::{Step, find_program},
     paths, say,
+    staging::beside,
 };
 
 /// Debian's packages with the programs of a VM. What these need is taken as well.
@@ -147,7 +148,7 @@ fn fetch(arch: Arch, place: &Path) -> Result<()> {
         "downloading Debian's programs for {}, for the test VM",
         arch.debian()
     ));
-    unpacked::beside(place, |root| fill(arch, root))
+    beside(place, |root| fill(arch, root))
 }
 
 fn fill(arch: Arch, root: &Path) -> Result<()> {

@@ -2,16 +2,14 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::generated::{
-        bpf_bind, bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_setsockopt,
-    },
+    helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval},
 };
 use shunt_abi::{Addr, Endpoint, NetnsCookie};
 use shunt_decide::Protocol;
 
 use super::{
     AF_INET, AF_INET6, FullSocket, HelperFailed, PROCEED, SO_REUSEADDR, SOL_SOCKET, SockAddr4,
-    SockAddr6, TCP, port_from_be,
+    SockAddr6, TCP, port_from_be, set_reuses_address,
 };
 
 /// `IPPROTO_UDP`
@@ -112,11 +110,8 @@ impl AddressCall {
     /// Sets SO_REUSEADDR of the socket.
     #[inline(always)]
     pub fn set_reuses_address(self, value: &i32) {
-        let from = core::ptr::from_ref(value).cast_mut().cast();
-        let size = size_of::<i32>() as i32;
-        // SAFETY: the context of this run, and an option of that size, which is only read.
-        // It fails where `reuses_address` does.
-        let _ = unsafe { bpf_setsockopt(self.0.cast(), SOL_SOCKET, SO_REUSEADDR, from, size) };
+        // SAFETY: the context of this run.
+        unsafe { set_reuses_address(self.0.cast(), value) };
     }
 
     /// Binds the socket to a source address and leaves the port to connect().

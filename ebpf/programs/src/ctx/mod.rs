@@ -5,6 +5,9 @@
 //! verifier then says "invalid bpf_context access" or "pointer arithmetic on
 //! sock prohibited". Addresses come out as [`Addr`], ports in host byte order.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_setsockopt;
 use shunt_abi::Addr;
 
 macro_rules! read {
@@ -105,6 +108,20 @@ const fn of_family(family: u32, v4: u32, v6: Addr) -> Addr {
 #[inline(always)]
 const fn port_from_be(field: u32) -> u16 {
     u16::from_be(field as u16)
+}
+
+/// Sets SO_REUSEADDR of the socket of a context; where the kernel does not let a program
+/// (before Linux 6.1) it stays.
+///
+/// # Safety
+///
+/// `ctx` is the context of this very run.
+#[inline(always)]
+unsafe fn set_reuses_address(ctx: *mut c_void, value: &i32) {
+    let from = core::ptr::from_ref(value).cast_mut().cast();
+    let size = size_of::<i32>() as i32;
+    // SAFETY: the caller's context, and an option of that size, which is only read.
+    let _ = unsafe { bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, from, size) };
 }
 
 /// A helper of the kernel did not do what it was asked.

@@ -2,13 +2,11 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_ops},
-    helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set,
-    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
 };
 use shunt_abi::{Endpoint, NetnsCookie};
 
-use super::{SO_REUSEADDR, SOL_SOCKET, Socket};
+use super::{Socket, set_reuses_address};
 
 /// What a `sock_ops` program sees of a TCP socket.
 #[derive(Clone, Copy)]
@@ -112,10 +110,8 @@ impl TcpEvent {
     /// Sets SO_REUSEADDR of the socket (Linux 6.1).
     #[inline(always)]
     pub fn set_reuses_address(self, value: &i32) {
-        let from = core::ptr::from_ref(value).cast_mut().cast();
-        let size = size_of::<i32>() as i32;
-        // SAFETY: the context of this run, and an option of that size, which is only read.
-        let _ = unsafe { bpf_setsockopt(self.0.cast(), SOL_SOCKET, SO_REUSEADDR, from, size) };
+        // SAFETY: the context of this run.
+        unsafe { set_reuses_address(self.0.cast(), value) };
     }
 
     /// The socket's cookie.
