@@ -185,6 +185,10 @@ pub struct SpliceOffsets {
     pub tcp_written: u32,
     /// `struct tcp_sock`: `snd_una`
     pub tcp_acked: u32,
+    /// `struct tcp_sock`: `snd_wnd`
+    pub tcp_offered: u32,
+    /// `struct tcp_sock`: `window_clamp`
+    pub tcp_offers: u32,
     /// `struct sk_psock`: `ingress_msg`
     pub psock_queue: u32,
     /// The bit of `sk_flags` that SO_ZEROCOPY sets.

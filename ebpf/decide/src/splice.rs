@@ -33,6 +33,9 @@ pub struct Message {
     pub queued: u32,
     /// The other end's receive buffer, in bytes.
     pub buffer: u32,
+    /// How many bytes the other end has offered to take by TCP, behind those that it has
+    /// acknowledged: its window, as the sender was last told.
+    pub offered: u32,
     /// The message's size in bytes.
     pub size: u32,
     /// How many more messages of this socket went by TCP because the other end was
@@ -106,15 +109,34 @@ pub const fn splice(message: &Message) -> Way {
     if message.spliced == 0 && !drained(message) {
         return not_ready(message, Fallback::NotDrained);
     }
-    let room = (message.buffer / 2).saturating_sub(waiting(message));
-    if message.size <= room {
+    if message.size <= space(message).saturating_sub(waiting(message)) {
         Way::Splice
     } else {
         not_ready(message, Fallback::ReceiverFull)
     }
 }
 
-/// What the other end holds at most, in bytes. How many of the spliced messages still wait
+/// How much of its buffer the other end has for what is spliced, in bytes: half of it, and
+/// less where it has offered more than the other half to TCP. What it has offered it cannot
+/// take back (RFC 9293, 3.8.6): TCP may fill that at any time, drops what finds no room
+/// then, and waits a fifth of a second before it sends it again.
+#[inline(always)]
+const fn space(message: &Message) -> u32 {
+    let half = message.buffer / 2;
+    let beyond = message.offered.saturating_sub(half);
+    let left = half.saturating_sub(beyond.saturating_add(beyond / SEGMENTS));
+    let last = if half < LAST { half } else { LAST };
+    if left < last { last } else { left }
+}
+
+/// What the kernel takes for a segment that TCP brings, beside its bytes: one in this many.
+const SEGMENTS: u32 = 16;
+
+/// So much there is room for whatever was offered, in bytes: the last segment that TCP
+/// brings is taken where the others have left a byte of the buffer (`tcp_can_ingest`).
+const LAST: u32 = 16 * 1024;
+
+/// What waits for the other end, and what the kernel takes for it, in bytes. How many of the spliced messages still wait
 /// is not known, only that it is none when no byte does.
 #[inline(always)]
 const fn waiting(message: &Message) -> u32 {

@@ -19,6 +19,7 @@ const GOOD: Message = Message {
     read: 1000,
     queued: 0,
     buffer: 131_072,
+    offered: 65_536,
     size: 100,
     missed: 0,
 };
@@ -135,6 +136,30 @@ fn a_message_is_spliced_where_there_is_room_for_all_of_it() {
     };
     assert_eq!(behind(65_536 - 1024 - 100), Way::Splice);
     assert_eq!(behind(65_536 - 1024 - 99), Way::Tcp(Fallback::ReceiverFull));
+}
+
+#[test]
+fn what_was_offered_to_tcp_is_left_to_it() {
+    let largest = |offered| {
+        (1..=GOOD.buffer)
+            .rev()
+            .find(|size| {
+                let message = Message {
+                    size: *size,
+                    offered,
+                    ..GOOD
+                };
+                splice(&message) == Way::Splice
+            })
+            .unwrap_or(0)
+    };
+    assert_eq!(largest(0), 65_536);
+    assert_eq!(largest(65_536), 65_536);
+    // Segments take a sixteenth more than their bytes.
+    assert_eq!(largest(65_536 + 16_000), 65_536 - 17_000);
+    // What the last segment leaves.
+    assert_eq!(largest(131_072), 16_384);
+    assert_eq!(largest(u32::MAX), 16_384);
 }
 
 #[test]

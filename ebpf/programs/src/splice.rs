@@ -104,6 +104,7 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
         .unwrap_or(!written),
         queued,
         buffer: word(at.sock_buffer).unwrap_or(0),
+        offered: own.word(at.tcp_offered),
         size: call.size(),
         missed: sender.missed,
     }

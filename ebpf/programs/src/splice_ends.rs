@@ -47,6 +47,8 @@ static SPLICE_OFFSETS: Global<SpliceOffsets> = Global::new(SpliceOffsets {
     tcp_copied: 0,
     tcp_written: 0,
     tcp_acked: 0,
+    tcp_offered: 0,
+    tcp_offers: 0,
     psock_queue: 0,
     zerocopy_bit: 0,
 });
@@ -172,8 +174,24 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     let look = sender.looks;
     sender.looks += 1;
     // The agent is told again where it was too slow, or missed it.
-    if look.is_power_of_two() || look == 0 {
-        ask_for(netns, sender);
+    if (look.is_power_of_two() || look == 0) && ask_for(netns, sender) {
+        keep_room(event, socket, sender);
+    }
+}
+
+/// Has TCP offer no more than half of the buffer of a socket into which bytes may be
+/// spliced, which have the other half ([`shunt_decide::splice`]). TCP makes that more again
+/// when it makes the buffer larger, so this is looked at for as long as it sends anything.
+#[inline(always)]
+fn keep_room(event: TcpEvent, socket: Socket, sender: &Sender) {
+    let at = offsets();
+    let is_given = sender.flags & END_PROXY != 0 || SPLICE_MODE.load() == SpliceMode::All as u32;
+    let Some(tcp) = Structure::tcp_sock(socket).filter(|_| is_given) else {
+        return;
+    };
+    let half = tcp.word(at.sock_buffer) / 2;
+    if tcp.word(at.tcp_offers) > half {
+        event.offer_at_most(half);
     }
 }
 
@@ -194,7 +212,7 @@ fn may_join(sender: &Sender) -> bool {
 fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
     if sender.flags & END_PROXY != 0 {
         // It stays to its end: what was given to it would be lost with its place.
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        keep_room(event, socket, sender);
     } else if sender.leaving != 0 && !has_unread(socket) {
         // In the mode `all` it may have been given something, too.
         take_out(sender);
@@ -237,25 +255,26 @@ fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sen
     }
 }
 
-/// Has the agent put both ends into the map, when the other one is here.
+/// Has the agent put both ends into the map, when the other one is here. Whether it is.
 #[inline(always)]
-fn ask_for(netns: NetnsCookie, sender: &Sender) {
+fn ask_for(netns: NetnsCookie, sender: &Sender) -> bool {
     let (Some(own), Some(peer)) = (
         ENDS.get_ptr_mut(&sender.key),
         ENDS.get_ptr_mut(sender.key.peer()),
     ) else {
-        return;
+        return false;
     };
     // SAFETY: elements of the map; the field is set and never cleared.
     unsafe {
         if ((*own).flags | (*peer).flags) & END_PROXY == 0 {
-            return;
+            return false;
         }
         (*own).wanted = 1;
         (*peer).wanted = 1;
     }
     // When the ring is full the agent has been told often enough.
     let _ = SPLICE_WANTED.output(netns, 0);
+    true
 }
 
 /// The state of a socket is about to change.

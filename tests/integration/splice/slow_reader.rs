@@ -3,6 +3,7 @@
 
 use std::{sync::LazyLock, thread, time::Duration};
 
+use shunt_tests::deadline::wait_until;
 use socket2::SockRef;
 
 use super::pair::{Hop, Lab, Pair, fill, memory, pattern, receive, receive_and_time, send};
@@ -24,6 +25,25 @@ fn overfill(pair: &Pair, bytes: &[u8], piece: usize) -> usize {
         assert!(sent < MUCH, "everything was taken, and nobody reads");
         assert_bounded(pair);
     }
+    sent
+}
+
+/// Sends until TCP has nothing under way and waits for the reader, or has dropped something;
+/// how much it has taken.
+fn fills_up(lab: &Lab, pair: &Pair, piece: usize) -> usize {
+    let mut sent = 0;
+    wait_until("TCP to wait for the reader", || {
+        sent += fill(&pair.client, &BYTES[sent..], piece);
+        assert_bounded(pair);
+        let (queued, unsent) = pair.waits_to_be_sent();
+        if (queued == unsent && unsent > 0) || !lab.dropped().is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "{queued} bytes are queued, and {unsent} of them were not sent"
+            ))
+        }
+    });
     sent
 }
 
@@ -125,6 +145,24 @@ fn assert_prompt(piece: usize, longest_wait: impl Fn() -> Duration) {
         }
     }
     panic!("each time it waited more than {PROMPT:?}, with messages of {piece}: {seen:?}");
+}
+
+/// A reader that was sent plenty by TCP has offered nearly all of its buffer, and cannot take
+/// that back. (Not with messages of a few bytes: of those TCP alone drops one at times.)
+#[test]
+fn what_it_has_offered_to_tcp_it_has_room_for() {
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        for piece in [600_000, 65_536, 4096] {
+            let pair = lab.connect();
+            for _ in 0..4 {
+                lab.splice(&pair);
+                let sent = fills_up(&lab, &pair, piece);
+                assert!(receive(&pair.server, sent) == BYTES[..sent], "{piece}");
+            }
+            assert_eq!(lab.dropped(), [], "{piece}");
+        }
+    }
 }
 
 /// A buffer that the kernel does not make larger is the bound as well, whatever its size.

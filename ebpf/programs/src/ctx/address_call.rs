@@ -9,7 +9,7 @@ use shunt_decide::Protocol;
 
 use super::{
     AF_INET, AF_INET6, FullSocket, HelperFailed, PROCEED, SO_REUSEADDR, SOL_SOCKET, SockAddr4,
-    SockAddr6, TCP, port_from_be, set_reuses_address,
+    SockAddr6, TCP, port_from_be, set_option,
 };
 
 /// `IPPROTO_UDP`
@@ -111,7 +111,7 @@ impl AddressCall {
     #[inline(always)]
     pub fn set_reuses_address(self, value: &i32) {
         // SAFETY: the context of this run.
-        unsafe { set_reuses_address(self.0.cast(), value) };
+        unsafe { set_option(self.0.cast(), (SOL_SOCKET, SO_REUSEADDR), value) };
     }
 
     /// Binds the socket to a source address and leaves the port to connect().

@@ -79,6 +79,8 @@ const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
 /// `IPPROTO_TCP`
 pub const TCP: u32 = 6;
+/// `TCP_WINDOW_CLAMP`
+const TCP_WINDOW_CLAMP: i32 = 10;
 
 /// What a `cgroup` program returns to let the call go on.
 pub const PROCEED: i32 = 1;
@@ -110,18 +112,18 @@ const fn port_from_be(field: u32) -> u16 {
     u16::from_be(field as u16)
 }
 
-/// Sets SO_REUSEADDR of the socket of a context; where the kernel does not let a program
-/// (before Linux 6.1) it stays.
+/// Sets an option of the socket of a context, level and name; where the kernel does not let
+/// a program it stays.
 ///
 /// # Safety
 ///
-/// `ctx` is the context of this very run.
+/// `ctx` is the context of this very run, and the option an `int`.
 #[inline(always)]
-unsafe fn set_reuses_address(ctx: *mut c_void, value: &i32) {
+unsafe fn set_option(ctx: *mut c_void, (level, name): (i32, i32), value: &i32) {
     let from = core::ptr::from_ref(value).cast_mut().cast();
     let size = size_of::<i32>() as i32;
     // SAFETY: the caller's context, and an option of that size, which is only read.
-    let _ = unsafe { bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, from, size) };
+    let _ = unsafe { bpf_setsockopt(ctx, level, name, from, size) };
 }
 
 /// A helper of the kernel did not do what it was asked.

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use shunt_abi::{Endpoint, NetnsCookie};
 
-use super::{Socket, set_reuses_address};
+use super::{SO_REUSEADDR, SOL_SOCKET, Socket, TCP, TCP_WINDOW_CLAMP, set_option};
 
 /// What a `sock_ops` program sees of a TCP socket.
 #[derive(Clone, Copy)]
@@ -111,7 +111,16 @@ impl TcpEvent {
     #[inline(always)]
     pub fn set_reuses_address(self, value: &i32) {
         // SAFETY: the context of this run.
-        unsafe { set_reuses_address(self.0.cast(), value) };
+        unsafe { set_option(self.0.cast(), (SOL_SOCKET, SO_REUSEADDR), value) };
+    }
+
+    /// Has the socket offer no more than so many bytes from now on; what it has offered
+    /// stays (`TCP_WINDOW_CLAMP`).
+    #[inline(always)]
+    pub fn offer_at_most(self, bytes: u32) {
+        let option = (TCP as i32, TCP_WINDOW_CLAMP);
+        // SAFETY: as above.
+        unsafe { set_option(self.0.cast(), option, &bytes.cast_signed()) };
     }
 
     /// The socket's cookie.
