@@ -60,6 +60,12 @@ fn curl_gets(world: &World) -> Vec<String> {
         let again = client.read(&format!("again-{name}"));
         assert_same_bytes(name, &again, &file(name));
     }
+    let often = world.url("small?[1-200]");
+    said.push(ask(&["--output", "often-#1", &often]));
+    for number in 1..=200 {
+        let one = client.read(&format!("often-{number}"));
+        assert_same_bytes("one of many", &one, &file("small"));
+    }
     let parallel = world.url("large?[1-8]");
     said.push(ask(&[
         "--parallel",
@@ -83,7 +89,7 @@ fn curl_and_nginx() {
         Least {
             connections: 12,
             bytes: 11 * LARGE,
-            spliced: Spliced::Maybe,
+            spliced: Spliced::OneWay,
         },
         |world| {
             let _nginx = nginx(&world.server);
@@ -115,7 +121,7 @@ fn wget_and_nginx() {
         Least {
             connections: 5,
             bytes: 2 * LARGE,
-            spliced: Spliced::Maybe,
+            spliced: Spliced::OneWay,
         },
         |world| {
             let _nginx = nginx(&world.server);
@@ -146,13 +152,17 @@ fn curl_and_pythons_http_server() {
         Least {
             connections: 10,
             bytes: 11 * LARGE,
-            spliced: Spliced::Maybe,
+            spliced: Spliced::OneWay,
         },
         |world| {
             supply(&world.server);
-            let line = [PYTHON, "-m", "http.server", &PORT.to_string()];
-            let _server = world.server.serve(PORT, &line);
-            curl_gets(world)
+            // A connection for each file, and one for several.
+            ["HTTP/1.0", "HTTP/1.1"].map(|protocol| {
+                let port = PORT.to_string();
+                let line = [PYTHON, "-m", "http.server", "--protocol", protocol, &port];
+                let _server = world.server.serve(PORT, &line);
+                curl_gets(world)
+            })
         },
     );
 }
@@ -163,7 +173,7 @@ fn node_and_node() {
         Least {
             connections: 8,
             bytes: 16 * LARGE,
-            spliced: Spliced::Maybe,
+            spliced: Spliced::OneWay,
         },
         |world| {
             for host in [&world.client, &world.server] {
@@ -187,7 +197,7 @@ fn openjdks_client_and_nginx() {
         Least {
             connections: 2,
             bytes: 14 * LARGE,
-            spliced: Spliced::Maybe,
+            spliced: Spliced::OneWay,
         },
         |world| {
             let _nginx = nginx(&world.server);
