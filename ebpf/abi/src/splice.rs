@@ -198,7 +198,7 @@ pub struct SpliceOffsets {
 /// How many codes [`Fallback`] has room for.
 pub const FALLBACK_SLOTS: usize = 16;
 
-/// Why a message went by TCP although its socket can be spliced.
+/// Why a message went by TCP although its socket can be spliced, or why it cannot be.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
@@ -224,11 +224,15 @@ pub enum Fallback {
     Failed = 8,
     /// The socket has SO_ZEROCOPY, and may ask to be told when its bytes are sent.
     Zerocopy = 9,
+    /// A table had no room for the socket, the kernel no memory for what is remembered of
+    /// it, or somebody else has it in a map of theirs. Counted for each attempt to put it
+    /// there, not for each message.
+    NoRoom = 10,
 }
 
 impl Fallback {
     /// Every code, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotWanted,
         Self::PeerUnknown,
         Self::IntoApplication,
@@ -239,6 +243,7 @@ impl Fallback {
         Self::Layered,
         Self::Failed,
         Self::Zerocopy,
+        Self::NoRoom,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -254,6 +259,7 @@ impl Fallback {
             Self::Layered => "layered",
             Self::Failed => "failed",
             Self::Zerocopy => "zerocopy",
+            Self::NoRoom => "no_room",
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn spliced(pod: NetnsCookie, bytes: u32) {
     }
 }
 
-/// Counts a message that could have been spliced and went by TCP.
+/// Counts what could have been spliced and went by TCP.
 #[inline(always)]
 pub fn by_tcp(pod: NetnsCookie, why: Fallback) {
     if let Some(counters) = COUNTERS.get_ptr_mut(pod) {

@@ -19,11 +19,12 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
-    END_PASSIVE, END_PROXY, End, EndKey, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings, Sender,
-    SpliceMode, SpliceOffsets,
+    END_PASSIVE, END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings,
+    Sender, SpliceMode, SpliceOffsets,
 };
 
 use crate::{
+    counters,
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address, Structure},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
@@ -110,8 +111,8 @@ pub fn established(
     if !active {
         flags |= END_PASSIVE;
     }
-    // Without memory it goes by TCP.
     let Some(sender) = SENDERS.get_or_zeros(socket) else {
+        counters::by_tcp(netns, Fallback::NoRoom);
         return;
     };
     // Nobody looks at it before: its socket is in no map, and unknown in `ENDS`.
@@ -252,6 +253,8 @@ fn publish(event: TcpEvent, socket: Socket, netns: NetnsCookie, sender: &mut Sen
     };
     if ENDS.insert(&sender.key, &end, 0).is_ok() {
         sender.known = 1;
+    } else {
+        counters::by_tcp(netns, Fallback::NoRoom);
     }
 }
 
@@ -365,6 +368,8 @@ pub fn visited(visit: FileVisit) {
     };
     if done != 0 {
         sender.member = 0;
+        // SAFETY: as above; this word never changes.
+        counters::by_tcp(unsafe { (*end).netns }, Fallback::NoRoom);
     }
 }
 

@@ -68,6 +68,23 @@ fn a_pod_cannot_have_more_than_the_node_does() {
     assert_eq!(talk(&lab), 0);
 }
 
+/// A table without room is no reason to do anything but TCP, and is told.
+#[test]
+fn what_finds_no_room_goes_by_tcp_and_is_counted() {
+    for table in ["ENDS=1", "SPLICED=1"] {
+        let lab = Lab::new(&[INTO_PROXY, &["--map-limit", table]].concat());
+        // That of the first connection takes it.
+        let held = lab.connect();
+        for _ in 0..200 {
+            held.ask(b"question", b"answer");
+        }
+        let before = lab.spliced_bytes();
+        talk(&lab);
+        assert_eq!(lab.spliced_bytes(), before, "{table}: {}", lab.counters());
+        assert!(lab.fallbacks("no_room") > 0, "{table}: {}", lab.counters());
+    }
+}
+
 #[test]
 fn the_node_says_what_it_does_and_why() {
     let lab = Lab::new(&[]);
