@@ -23,10 +23,11 @@ mod enrolling;
 mod inbound;
 mod outbound;
 
-use std::net::SocketAddr;
+use std::{iter::repeat_n, net::SocketAddr};
 
+use nix::libc;
 use shunt_tests::{Agent, Node, Owner, agent::Place, mesh::ISTIO_DEFAULTS};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 
 use crate::lab::{Lab, PORT};
 
@@ -49,11 +50,53 @@ fn agent_with(lab: &Lab, map_limits: &[&str]) -> Agent {
     Agent::start_with(Place::new(lab.node.cgroup()), &arguments)
 }
 
-/// How much memory the options and the storage of one socket may take; a
-/// parameter of each network namespace since Linux 6.8.
-const SOCKET_MEMORY: &str = "net.core.optmem_max";
-const NO_MEMORY: &str = "16";
-const MEMORY: &str = "131072";
+/// Takes what a socket has for options and storage (`net.core.optmem_max`) by a filter that
+/// lets everything through, until that is taken away ([`Socket::detach_filter`]). Sockets that
+/// are accepted from it have the filter, too.
+fn take_memory(socket: &Socket) {
+    // The kernel makes several instructions of its own of a load, and one of a number.
+    let loads = most(|loads| filter(socket, loads, 0));
+    let numbers = most(|numbers| filter(socket, loads, numbers));
+    assert!(filter(socket, loads, numbers), "it was taken before");
+}
+
+/// Gives a socket a filter of so many instructions, in place of another; `false` when it has
+/// no memory for it.
+fn filter(socket: &Socket, loads: usize, numbers: usize) -> bool {
+    /// `BPF_LD | BPF_B | BPF_ABS`: the first byte of a packet.
+    const LOAD: u16 = 0x30;
+    /// `BPF_LD | BPF_IMM`
+    const NUMBER: u16 = 0;
+    /// `BPF_RET | BPF_K`: so many bytes of the packet are let through.
+    const RETURN: u16 = 6;
+    let times = |code, count| repeat_n((code, 0), count);
+    let program: Vec<_> = times(LOAD, loads)
+        .chain(times(NUMBER, numbers))
+        .chain([(RETURN, u32::MAX)])
+        .map(|(code, value)| SockFilter::new(code, 0, 0, value))
+        .collect();
+    // There may be none.
+    let _ = socket.detach_filter();
+    match socket.attach_filter(&program) {
+        Ok(()) => true,
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => false,
+        Err(error) => panic!("a filter of {loads} loads and {numbers} numbers: {error}"),
+    }
+}
+
+/// The largest number below 4,000 that is taken, where all smaller ones are.
+fn most(is_taken: impl Fn(usize) -> bool) -> usize {
+    let (mut taken, mut refused) = (0, 4000);
+    while refused - taken > 1 {
+        let middle = usize::midpoint(taken, refused);
+        if is_taken(middle) {
+            taken = middle;
+        } else {
+            refused = middle;
+        }
+    }
+    taken
+}
 
 /// A new TCP socket, opened by `owner`.
 fn open(domain: Domain, owner: Owner) -> Socket {

@@ -111,20 +111,48 @@ pub struct End {
     pub wanted: u32,
 }
 
+/// What a sender keeps of the other [`End`] of its connection, under the same names.
+#[expect(missing_docs, reason = "they are those of the other type")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    pub address: u64,
+    pub cookie: u64,
+    pub netns: NetnsCookie,
+    pub flags: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+impl End {
+    /// What the sender on the other side keeps.
+    #[inline(always)]
+    pub const fn as_peer(&self) -> Peer {
+        Peer {
+            address: self.address,
+            cookie: self.cookie,
+            netns: self.netns,
+            flags: self.flags,
+            pad: 0,
+        }
+    }
+}
+
 /// Bit of [`End::flags`]: the socket is the proxy's.
 pub const END_PROXY: u32 = 1 << 0;
 /// Bit of [`End::flags`]: the connection was accepted here.
 pub const END_PASSIVE: u32 = 1 << 1;
 
 /// Value of the socket storage `SENDERS`: what is known of a socket that may be
-/// spliced. Each field has one writer at a time.
+/// spliced. Each field has one writer at a time. With what the kernel puts before it,
+/// 72 bytes (`struct bpf_local_storage_elem`), it fills what it gives for 192.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sender {
     /// Which end of which connection it is; meaningful when `known` is set.
     pub key: EndKey,
-    /// The other end, as it was found in `ENDS`; its address is 0 before.
-    pub peer: End,
+    /// The other end; its address is 0 before it was found.
+    pub peer: Peer,
     /// Bits `END_…`. Written by `sock_ops` when it is established.
     pub flags: u32,
     /// 1 when its end is in `ENDS`. Written by `sock_ops`.

@@ -114,7 +114,7 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
 #[inline(always)]
 fn peer(sender: &mut Sender) -> Option<Address> {
     if sender.peer.address == 0 {
-        sender.peer = end(sender.key.peer())?;
+        sender.peer = end(sender.key.peer())?.as_peer();
     }
     let address = Address::kept(sender.peer.address)?;
     let cookie = address.field::<u64>(offsets().common_cookie)?;

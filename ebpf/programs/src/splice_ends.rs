@@ -28,6 +28,7 @@ use crate::{
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address, Structure},
     maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
+    pods,
     splice::has_unread,
 };
 
@@ -62,6 +63,9 @@ static SPLICE_MODE: Global<u32> = Global::new(0);
 /// How often the other end of a socket is looked for, once for each
 /// acknowledgement, before it counts as not on this node.
 const PATIENCE: u32 = 64;
+
+/// How many segments with data a socket has to have sent before it may be worth splicing.
+const FEW: u32 = 2;
 
 /// How long a sender is out of the map that sends more than is read, in
 /// milliseconds.
@@ -104,24 +108,55 @@ pub fn established(
     if settings.splice < SpliceMode::Proxy as u32 && (!proxy || is_within_pod(event)) {
         return;
     }
-    let mut flags = 0;
-    if proxy {
-        flags |= END_PROXY;
+    if active {
+        // More of it is remembered when it has sent more than one request.
+        event.watch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        return;
     }
-    if !active {
-        flags |= END_PASSIVE;
+    let flags = END_PASSIVE | if proxy { END_PROXY } else { 0 };
+    if let Some(sender) = remember(event, socket, netns, flags)
+        && proxy
+    {
+        // It may never send anything, and so hear of no acknowledgement.
+        publish(event, socket, netns, sender);
     }
+}
+
+/// Remembers a socket that may be spliced, and watches what becomes of it.
+#[inline(always)]
+fn remember<'a>(
+    event: TcpEvent,
+    socket: Socket,
+    netns: NetnsCookie,
+    flags: u32,
+) -> Option<&'a mut Sender> {
     let Some(sender) = SENDERS.get_or_zeros(socket) else {
         counters::by_tcp(netns, Fallback::NoRoom);
-        return;
+        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        return None;
     };
     // Nobody looks at it before: its socket is in no map, and unknown in `ENDS`.
     sender.flags = flags;
     event.watch(BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG);
-    if proxy && !active {
-        // It may never send anything, and so hear of no acknowledgement.
-        publish(event, socket, netns, sender);
+    Some(sender)
+}
+
+/// Remembers one that has connected, when something that it sent is acknowledged: those
+/// that were accepted are known already. The first request and its answer are over before
+/// splicing would be of use.
+#[inline(always)]
+fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender> {
+    if event.data_segments() < FEW {
+        return None;
     }
+    let netns = event.netns();
+    let Some(settings) = pods::settings(netns) else {
+        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        return None;
+    };
+    let proxy = is_proxys(socket, settings);
+    let flags = if proxy { END_PROXY } else { 0 };
+    remember(event, socket, netns, flags)
 }
 
 /// Whether both ends are in one pod, as far as their addresses say: the other one is the
@@ -145,7 +180,8 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     if !is_on() {
         return;
     }
-    let Some(sender) = SENDERS.get_mut(socket) else {
+    let known = SENDERS.get_mut(socket);
+    let Some(sender) = known.or_else(|| remember_active(event, socket)) else {
         return;
     };
     if sender.member != 0 {
@@ -161,10 +197,9 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     if is_away(sender) {
         return;
     }
-    // The first request and its answer are over before this would be of use.
     let at = offsets();
     let nonblocking = Structure::tcp_sock(socket).is_some_and(|tcp| is_nonblocking(tcp, &at));
-    if event.data_segments() < 2 || !nonblocking {
+    if event.data_segments() < FEW || !nonblocking {
         sender.looks += 1;
         return;
     }

@@ -1,12 +1,12 @@
 //! From outside to the proxy's listener.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
 use shunt_tests::{Owner, Responder, deadline::wait_until};
 use socket2::Domain;
 
-use super::{MEMORY, NO_MEMORY, SOCKET_MEMORY, enrolled_with, open};
-use crate::lab::Lab;
+use super::{enrolled_with, open, take_memory};
+use crate::lab::{Lab, PORT};
 
 #[test]
 fn without_a_listener_connections_are_refused() {
@@ -54,18 +54,29 @@ fn a_listener_that_finds_no_room_gets_no_connections() {
 fn a_listener_that_cannot_be_remembered_gets_no_connections() {
     let lab = Lab::new();
     let agent = lab.enrolled();
-    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
-    let _proxy = lab.proxy();
+    let listener = lab.pod.netns().run(|| {
+        let listener = open(Domain::IPV4, Owner::PROXY);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15006));
+        listener.bind(&any.into()).expect("a free port");
+        take_memory(&listener);
+        listener.listen(8).expect("a bound socket");
+        listener.set_nonblocking(true).expect("an open socket");
+        listener
+    });
     assert!(agent.errors("listener_failed") > 0);
     assert_eq!(lab.inbound(), "refused");
     assert!(agent.errors("proxy_away") > 0);
 
-    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+    listener.detach_filter().expect("it has one");
 
+    let called = SocketAddr::from((lab.pod.ip(), PORT));
     wait_until("the listener to be found", || {
-        let seen = lab.inbound();
-        assert_ne!(seen, "pod:80", "it went out directly");
-        (seen == "pod:15006").then_some(()).ok_or(seen)
+        let call = lab.node.netns().run(|| TcpStream::connect(called));
+        let _call = call.map_err(|error| error.to_string())?;
+        let (taken, _) = listener.accept().expect("it went out directly");
+        let local = taken.local_addr().expect("it is open");
+        assert_eq!(local.as_socket(), Some(called));
+        Ok(())
     });
 }
 

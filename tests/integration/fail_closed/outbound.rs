@@ -12,7 +12,7 @@ use shunt_tests::{
 };
 use socket2::{Domain, SockAddr, Socket};
 
-use super::{MEMORY, NO_MEMORY, OUTSIDE, SOCKET_MEMORY, enrolled_with, open};
+use super::{OUTSIDE, enrolled_with, open, take_memory};
 use crate::lab::{Lab, PORT};
 
 /// A proxy with room for one connection that it has not accepted: the kernel
@@ -25,7 +25,7 @@ struct BusyProxy {
 
 impl BusyProxy {
     fn start(lab: &Lab) -> Self {
-        Self::with(lab, listener(lab, 0))
+        Self::with(lab, listener(lab, 0, |_| {}))
     }
 
     fn with(lab: &Lab, listener: Socket) -> Self {
@@ -62,11 +62,12 @@ impl BusyProxy {
     }
 }
 
-fn listener(lab: &Lab, backlog: i32) -> Socket {
+fn listener(lab: &Lab, backlog: i32, before: fn(&Socket)) -> Socket {
     lab.pod.netns().run(|| {
         let listener = open(Domain::IPV4, Owner::PROXY);
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15001));
         listener.bind(&any.into()).expect("a free port");
+        before(&listener);
         listener.listen(backlog).expect("a bound socket");
         // accept() waits as long as a read may.
         listener
@@ -136,14 +137,10 @@ fn a_destination_that_cannot_be_kept_is_not_known_to_the_proxy() {
     let lab = Lab::new();
     let agent = enrolled_with(&lab, &[]);
     // A listener with a place for it would leave it to its sockets.
-    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
-    let listener = listener(&lab, 0);
-    assert_eq!(agent.errors("listener_failed"), 1);
-    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+    let listener = listener(&lab, 0, take_memory);
+    assert!(agent.errors("listener_failed") > 0);
     let proxy = BusyProxy::with(&lab, listener);
     let held = begin(&lab);
-
-    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
 
     assert_eq!(proxy.accept([&held]), [NO_DESTINATION]);
     assert_eq!(agent.errors("keep_failed"), 1);
@@ -155,8 +152,8 @@ fn a_destination_that_cannot_be_remembered_is_not_connected_to() {
     let lab = Lab::new();
     let agent = enrolled_with(&lab, &[]);
     let _proxy = lab.proxy();
-    lab.pod.sysctl(SOCKET_MEMORY, NO_MEMORY);
     let socket = app(&lab);
+    take_memory(&socket);
 
     let failed = errno_of(socket.connect(&OUTSIDE.into()));
 
@@ -165,8 +162,10 @@ fn a_destination_that_cannot_be_remembered_is_not_connected_to() {
     assert_eq!(lab.outside().accepted(), 0);
     // A direct connection needs none, and this one has it again.
     let own = SocketAddr::from((lab.pod.ip(), PORT));
-    assert_eq!(errno_of(app(&lab).connect(&own.into())), None);
-    lab.pod.sysctl(SOCKET_MEMORY, MEMORY);
+    let direct = app(&lab);
+    take_memory(&direct);
+    assert_eq!(errno_of(direct.connect(&own.into())), None);
+    socket.detach_filter().expect("it has one");
     assert_eq!(errno_of(socket.connect(&OUTSIDE.into())), None);
     assert_eq!(lab.outside().accepted(), 0);
 }

@@ -68,6 +68,8 @@ pub(super) const RESULTS: &str = "/dev/results";
 
 /// Where the tests expect the agent, in a VM.
 pub(super) const AGENT: &str = "/usr/local/bin/shunt";
+/// Where they expect the CNI plugin: beside it.
+pub(super) const PLUGIN: &str = "/usr/local/bin/shunt-cni";
 /// Where they expect the one with another layout of maps.
 pub(super) const OTHER_AGENT: &str = "/usr/local/bin/shunt-other";
 /// Where they expect Envoy.
@@ -101,7 +103,8 @@ pub(super) fn write(image: &Path, kernel: &Kernel, files: &[Packed], run: &str) 
     tree.text("/vm/run", 0o755, run)?;
     tree.text("/vm/results", 0o644, machine::second_line(kernel.arch))?;
     tree.text("/etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n")?;
-    tree.text("/etc/resolv.conf", 0o644, "")?;
+    // Nobody answers there, as without the line; but a pod has one to be found.
+    tree.text("/etc/resolv.conf", 0o644, "nameserver 127.0.0.1\n")?;
     tree.finish()
 }
 

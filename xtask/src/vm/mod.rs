@@ -16,7 +16,7 @@ pub(crate) mod verifier;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{self, ExitCode},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -134,7 +134,11 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
     let selection = arguments.selection();
     let chosen = selection.of(listed(&target, &tests)?)?;
     let (mut files, variables) = programs(&target, &chosen, arguments.core)?;
-    files.push(packed(stripped(&target, &tests)?, image::TESTS));
+    let binary = stripped(&target, &tests)?;
+    files.push(packed(binary.clone(), image::TESTS));
+    if chosen.iter().any(|name| name.starts_with(WITH_PLUGIN)) {
+        files.push(packed(target.release("shunt-cni"), image::PLUGIN));
+    }
     files.extend(READ.map(|file| Packed {
         from: paths::root().join(file),
         to: paths::root().join(file),
@@ -153,25 +157,25 @@ pub(crate) fn test(arguments: &Arguments) -> Result<ExitCode> {
             say(format!("[{}] {line}", kernel.series));
         })
     });
+    fs::remove_file(&binary).with_context(|| format!("removing {}", binary.display()))?;
     let mut total = Tally::default();
     let mut good = true;
     for (kernel, result) in kernels.iter().zip(results) {
-        let Ran {
-            mut tally,
-            complaint,
-            took,
-        } = result?;
-        say(format!(
-            "Linux {}: {tally}, in {} s",
-            kernel.release(),
-            took.as_secs()
-        ));
+        let (tally, complaint) = match result {
+            Ok(ran) => {
+                let (tally, took) = (ran.tally, ran.took.as_secs());
+                say(format!("Linux {}: {tally}, in {took} s", kernel.release()));
+                (tally, ran.complaint)
+            }
+            // What the other VMs have found is said as well.
+            Err(error) => (Tally::default(), Some(format!("{error:#}"))),
+        };
+        total += tally;
         if let Some(complaint) = complaint {
             complain(format!("Linux {}: {complaint}", kernel.release()));
-            tally.failed = tally.failed.max(1);
+            total.failed += u64::from(tally.failed == 0);
             good = false;
         }
-        total += tally;
     }
     say(total);
     Ok(if good {
@@ -191,6 +195,9 @@ type Variable = (&'static str, &'static str);
 /// The tests that need an agent with another layout of maps, which takes as long to build
 /// as the agent.
 const WITH_OTHER_AGENT: &str = "another_layout";
+
+/// The tests that start the CNI plugin, which no variable names: it is beside the agent.
+const WITH_PLUGIN: &str = "cni::";
 
 /// The programs that these tests start, and the variables that say where they are. The core
 /// set has no Envoy: what is not packed is not unpacked.
@@ -253,10 +260,9 @@ fn integration_tests(target: &Target) -> Result<PathBuf> {
         .context("cargo did not say where the integration tests are")
 }
 
-/// The same without what only a debugger reads, nine tenths of it.
+/// The same without what only a debugger reads, nine tenths of it; for this run alone.
 fn stripped(target: &Target, binary: &Path) -> Result<PathBuf> {
-    let directory = directory()?;
-    let to = directory.join("integration");
+    let to = directory()?.join(format!("integration-{}.{}", process::id(), session::TESTS));
     target
         .strip("making the test binary smaller")
         .arg("--strip-debug")
@@ -406,7 +412,8 @@ fn in_vm(
         see(line);
         counted = Tally::from_line(line).or(counted);
     })?;
-    let complaint = match complaint(session.end, counted, (expected, limit)) {
+    let complaint = complaint(session.end, counted, (expected, limit));
+    let complaint = match complaint.or(kernels_own(session.console())?) {
         Some(complaint) => Some(format!(
             "{complaint}; its console: {}",
             session.console().display()
@@ -421,6 +428,21 @@ fn in_vm(
         complaint,
         took: start.elapsed(),
     })
+}
+
+/// What its kernel says of itself, on its console, when something is wrong with it.
+fn kernels_own(console: &Path) -> Result<Option<String>> {
+    /// What the lines begin with, after the time. (That a processor was busy for long says
+    /// nothing in an emulated machine.)
+    const WRONG: [&str; 5] = ["WARNING: ", "BUG: ", "Oops: ", "KASAN: ", "UBSAN: "];
+    let text = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    let mut messages = text.lines().filter_map(|line| {
+        let (time, message) = line.trim_start().strip_prefix('[')?.split_once("] ")?;
+        time.trim().parse::<f64>().ok().map(|_seconds| message)
+    });
+    let wrong = messages.find(|message| WRONG.iter().any(|wrong| message.starts_with(wrong)));
+    Ok(wrong.map(|message| format!("its kernel says: {message}")))
 }
 
 /// Why a VM that ended like this and whose tests counted that is no success: only

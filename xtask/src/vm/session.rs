@@ -58,13 +58,19 @@ impl Session {
 /// How the name of an image ends, after the id of the process that made it.
 const IMAGE: &str = "cpio";
 
-/// Removes the images of processes that were killed.
+/// The same of a binary that was made to be packed.
+pub(super) const TESTS: &str = "tests";
+
+/// Removes what processes have made that were killed.
 fn sweep(directory: &Path) -> Result<()> {
     let entries =
         fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))?;
-    let is_image = |file: &PathBuf| file.extension().is_some_and(|end| end == IMAGE);
+    let is_made = |file: &PathBuf| {
+        let end = file.extension();
+        end.is_some_and(|end| end == IMAGE || end == TESTS)
+    };
     let files = entries.flatten().map(|entry| entry.path());
-    for image in files.filter(is_image) {
+    for image in files.filter(is_made) {
         let name = image.file_stem().unwrap_or_default().to_string_lossy();
         let maker = name
             .rsplit_once('-')
