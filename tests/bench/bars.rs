@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::{
     figures::{
         BULK, CONNECT_CALL, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE, REQUEST_4K,
@@ -15,13 +17,13 @@ use crate::{
 
 /// A ratio, and what it should be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bar {
-    pub(crate) what: &'static str,
+struct Bar {
+    what: &'static str,
     setting: &'static str,
     figure: Figure,
     of: &'static str,
     to: To,
-    pub(crate) limit: Limit,
+    limit: Limit,
 }
 
 /// What a row is compared with.
@@ -38,9 +40,36 @@ enum To {
     Nothing,
 }
 
+/// A bar, what was measured, and whether that meets it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) what: &'static str,
+    /// As in the table.
+    pub(crate) bar: String,
+    pub(crate) measured: Spread,
+    pub(crate) met: bool,
+    #[serde(skip)]
+    pub(crate) digits: usize,
+}
+
+/// Those of everything that was measured.
+pub(crate) fn verdicts(report: &Report) -> Vec<Verdict> {
+    let judged = ALL.iter().filter_map(|bar| {
+        let measured = bar.measure(report)?;
+        Some(Verdict {
+            what: bar.what,
+            bar: bar.limit.to_string(),
+            measured,
+            met: bar.limit.is_met_by(measured.mid),
+            digits: bar.digits(),
+        })
+    });
+    judged.collect()
+}
+
 /// How large a ratio may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Limit {
+enum Limit {
     AtMost(f64),
     AtLeast(f64),
     Below(f64),
@@ -49,7 +78,7 @@ pub(crate) enum Limit {
 
 impl Limit {
     /// Whether this number is as it should be.
-    pub(crate) fn is_met_by(self, number: f64) -> bool {
+    fn is_met_by(self, number: f64) -> bool {
         match self {
             Self::AtMost(limit) => number <= limit,
             Self::AtLeast(limit) => number >= limit,
@@ -72,7 +101,7 @@ impl fmt::Display for Limit {
 
 impl Bar {
     /// The number to compare with the limit; `None` when it was not measured.
-    pub(crate) fn measure(&self, report: &Report) -> Option<Spread> {
+    fn measure(&self, report: &Report) -> Option<Spread> {
         let rounds = |row| report.rounds(self.setting, self.figure, row);
         let of = rounds(self.of);
         match self.to {
@@ -86,7 +115,7 @@ impl Bar {
     }
 
     /// How many digits of it say something.
-    pub(crate) fn digits(&self) -> usize {
+    fn digits(&self) -> usize {
         match self.to {
             To::Row(_) | To::Added { .. } => 3,
             To::Nothing => self.figure.digits,
@@ -130,10 +159,14 @@ const fn elsewhere(setting: &'static str, bar: Bar) -> Bar {
 }
 
 /// All of them.
-pub(crate) const ALL: &[Bar] = &[
+const ALL: &[Bar] = &[
     connecting(
         "added to connect(), splice off, against iptables-nft",
         Way::SHUNT_OFF,
+    ),
+    connecting(
+        "added to connect(), splice between, against iptables-nft",
+        Way::SHUNT_BETWEEN,
     ),
     connecting(
         "added to connect(), splice proxy, against iptables-nft",
@@ -143,6 +176,13 @@ pub(crate) const ALL: &[Bar] = &[
         "connections per second, splice off, against iptables-nft",
         CYCLES,
         Way::SHUNT_OFF,
+        Way::IPTABLES_NFT,
+        Limit::AtLeast(1.5),
+    ),
+    bar(
+        "connections per second, splice between, against iptables-nft",
+        CYCLES,
+        Way::SHUNT_BETWEEN,
         Way::IPTABLES_NFT,
         Limit::AtLeast(1.5),
     ),
@@ -188,6 +228,13 @@ pub(crate) const ALL: &[Bar] = &[
         "kernel memory per connection, splice off, against iptables-nft",
         MEMORY,
         Way::SHUNT_OFF,
+        Way::IPTABLES_NFT,
+        Limit::Below(1.0),
+    ),
+    bar(
+        "kernel memory per connection, splice between, against iptables-nft",
+        MEMORY,
+        Way::SHUNT_BETWEEN,
         Way::IPTABLES_NFT,
         Limit::Below(1.0),
     ),

@@ -29,7 +29,8 @@ const WAYS: &[(&str, RGBColor)] = &[
     (Way::DIRECT, RGBColor(190, 190, 190)),
     (Way::EXPLICIT, RGBColor(120, 120, 120)),
     (Way::SHUNT_OFF, RGBColor(158, 202, 225)),
-    (Way::SHUNT_PROXY, RGBColor(66, 146, 198)),
+    (Way::SHUNT_BETWEEN, RGBColor(107, 174, 214)),
+    (Way::SHUNT_PROXY, RGBColor(49, 130, 189)),
     (Way::SHUNT_ALL, RGBColor(8, 69, 148)),
 ];
 

@@ -5,8 +5,11 @@ use crate::report::{Figure, figure};
 pub(crate) const REQUEST_64: Figure = figure("request 64 B, p50", "µs", 1);
 pub(crate) const REQUEST_64_P99: Figure = figure("request 64 B, p99", "µs", 1);
 pub(crate) const REQUEST_4K: Figure = figure("request 4 KiB, p50", "µs", 1);
+pub(crate) const REQUEST_4K_P99: Figure = figure("request 4 KiB, p99", "µs", 1);
 pub(crate) const REQUEST_64K: Figure = figure("request 64 KiB, p50", "µs", 1);
+pub(crate) const REQUEST_64K_P99: Figure = figure("request 64 KiB, p99", "µs", 1);
 pub(crate) const REQUEST_500K: Figure = figure("request 500 kB, p50", "µs", 1);
+pub(crate) const REQUEST_500K_P99: Figure = figure("request 500 kB, p99", "µs", 1);
 /// The same where each pod has a processor of its own.
 pub(crate) const APART_64: Figure = figure("request 64 B, pods apart, p50", "µs", 1);
 pub(crate) const APART_64K: Figure = figure("request 64 KiB, pods apart, p50", "µs", 1);
@@ -25,6 +28,9 @@ pub(crate) const CONNECT_P999: Figure = figure("connect, p99.9", "µs", 1);
 pub(crate) const CONNECT_CALL: Figure = figure("connect(), p50 of the call", "µs", 2);
 /// Of all sockets of a connection through three hops.
 pub(crate) const MEMORY: Figure = figure("kernel memory per open connection", "KiB", 2);
+pub(crate) const MEMORY_SLAB: Figure = figure("of it in slab caches", "KiB", 2);
+/// `mem` of sockstat.
+pub(crate) const MEMORY_QUEUED: Figure = figure("of it queued by TCP (sockstat)", "KiB", 2);
 pub(crate) const OUTSIDE: Figure = figure("connect() outside the mesh, p50 of the call", "µs", 2);
 pub(crate) const ENROL: Figure = figure("enrolling", "ms", 2);
 pub(crate) const OPEN_CALL: Figure = figure("connect(), p50 of the call", "µs", 2);

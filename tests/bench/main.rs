@@ -227,7 +227,7 @@ fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     let files = [
         ("md", report.document()),
-        ("json", serde_json::to_string_pretty(report)? + "\n"),
+        ("json", report.json()?),
         ("svg", chart::draw(report)?),
     ];
     for (kind, text) in files {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::{
-    bars::{self, Bar},
+    bars::{self, Verdict},
     machine::Machine,
     stats::{Spread, ratios},
     world::Way,
@@ -168,6 +168,18 @@ impl Report {
         text
     }
 
+    /// Everything, as JSON.
+    pub(crate) fn json(&self) -> serde_json::Result<String> {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            report: &'a Report,
+            bars: Vec<Verdict>,
+        }
+        let bars = bars::verdicts(self);
+        serde_json::to_string_pretty(&Whole { report: self, bars }).map(|text| text + "\n")
+    }
+
     /// The tables, as a document of their own.
     pub(crate) fn document(&self) -> String {
         format!("{}{}", include_str!("document.md"), self.markdown())
@@ -175,20 +187,12 @@ impl Report {
 
     fn bars(&self) -> String {
         let mut table = Table::new(["what", "bar", "measured", ""].map(str::to_owned).to_vec());
-        for bar in bars::ALL {
-            let Some(measured) = bar.measure(self) else {
-                continue;
-            };
-            let Bar { what, limit, .. } = bar;
-            let met = if limit.is_met_by(measured.mid) {
-                "met"
-            } else {
-                "**missed**"
-            };
+        for verdict in bars::verdicts(self) {
+            let met = if verdict.met { "met" } else { "**missed**" };
             table.row(vec![
-                (*what).to_owned(),
-                limit.to_string(),
-                with_spread(measured, bar.digits()),
+                verdict.what.to_owned(),
+                verdict.bar,
+                with_spread(verdict.measured, verdict.digits),
                 met.to_owned(),
             ]);
         }

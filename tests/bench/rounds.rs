@@ -12,8 +12,9 @@ use crate::{
     client::Client,
     figures::{
         APART_64, APART_64K, APART_500K, BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99,
-        CONNECT_P999, CYCLES, CYCLES_CPU, MEMORY, REQUEST_4K, REQUEST_64, REQUEST_64_P99,
-        REQUEST_64K, REQUEST_500K, REQUEST_CPU,
+        CONNECT_P999, CYCLES, CYCLES_CPU, MEMORY, MEMORY_QUEUED, MEMORY_SLAB, REQUEST_4K,
+        REQUEST_4K_P99, REQUEST_64, REQUEST_64_P99, REQUEST_64K, REQUEST_64K_P99, REQUEST_500K,
+        REQUEST_500K_P99, REQUEST_CPU,
     },
     go_on,
     load::{Done, Job, Latency},
@@ -147,8 +148,14 @@ pub(crate) fn measure(
         for _ in 0..effort.rounds {
             for site in &sites {
                 go_on(interrupt)?;
-                let held = memory(site, effort.held);
-                report.add(site.kind().name(), MEMORY, site.name(), held);
+                let [slab, queued] = memory(site, effort.held);
+                for (figure, held) in [
+                    (MEMORY, slab + queued),
+                    (MEMORY_SLAB, slab),
+                    (MEMORY_QUEUED, queued),
+                ] {
+                    report.add(site.kind().name(), figure, site.name(), held);
+                }
             }
             sites.rotate_left(1);
         }
@@ -230,8 +237,8 @@ impl<'site> Series<'site> {
                 add(figure, took.times.micro(0.5));
                 if figure == REQUEST_64 {
                     add(REQUEST_CPU, each(others(), took.cpu, took.count));
-                    self.times.add(&took.times);
                 }
+                self.times.add(&took.times);
             }
             Work::Bulk => add(BULK, rate(self.client.work(effort.flood)) * 8.0 / 1e9),
             Work::Cycles => {
@@ -252,6 +259,9 @@ impl<'site> Series<'site> {
     fn end(&self, report: &mut Report) {
         let tails: &[(Figure, f64)] = match self.work {
             Work::Requests(_, _, REQUEST_64) => &[(REQUEST_64_P99, 0.99)],
+            Work::Requests(_, _, REQUEST_4K) => &[(REQUEST_4K_P99, 0.99)],
+            Work::Requests(_, _, REQUEST_64K) => &[(REQUEST_64K_P99, 0.99)],
+            Work::Requests(_, _, REQUEST_500K) => &[(REQUEST_500K_P99, 0.99)],
             Work::Connects => &[(CONNECT_P99, 0.99), (CONNECT_P999, 0.999)],
             Work::Requests(..) | Work::Bulk | Work::Cycles => &[],
         };
@@ -262,9 +272,10 @@ impl<'site> Series<'site> {
     }
 }
 
-/// What the kernel holds for one of `count` connections, in KiB.
+/// What the kernel holds for one of `count` connections, in slab caches and queued by TCP,
+/// in KiB.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-fn memory(site: &Site, count: usize) -> f64 {
+fn memory(site: &Site, count: usize) -> [f64; 2] {
     site.forget_tracked();
     let (before, sockets_before) = (Held::now(), sockets());
     let held = site.hold(count);
@@ -274,6 +285,9 @@ fn memory(site: &Site, count: usize) -> f64 {
         open if open <= sockets_before => Ok(()),
         open => Err(format!("{open} sockets, {sockets_before} before")),
     });
-    let bytes = |held: Held| (held.slab + held.queued) as f64;
-    (bytes(after) - bytes(before)) / 1024.0 / count as f64
+    let more = |after: u64, before: u64| (after as f64 - before as f64) / 1024.0 / count as f64;
+    [
+        more(after.slab, before.slab),
+        more(after.queued, before.queued),
+    ]
 }

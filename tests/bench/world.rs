@@ -53,6 +53,7 @@ impl Way {
     pub(crate) const EXPLICIT: &str = "explicit proxy";
     pub(crate) const IPTABLES_NFT: &str = "iptables-nft";
     pub(crate) const SHUNT_OFF: &str = "shunt off";
+    pub(crate) const SHUNT_BETWEEN: &str = "shunt between";
     pub(crate) const SHUNT_PROXY: &str = "shunt proxy";
     pub(crate) const SHUNT_ALL: &str = "shunt all";
 
@@ -65,7 +66,7 @@ impl Way {
             Self::Iptables(_) => "iptables-legacy",
             Self::Nftables => "nftables",
             Self::Shunt(None | Some("off")) => Self::SHUNT_OFF,
-            Self::Shunt(Some("between")) => "shunt between",
+            Self::Shunt(Some("between")) => Self::SHUNT_BETWEEN,
             Self::Shunt(Some("proxy")) => Self::SHUNT_PROXY,
             Self::Shunt(Some(_)) => Self::SHUNT_ALL,
         }

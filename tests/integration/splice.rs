@@ -1,6 +1,7 @@
 //! Connections that bypass the loopback stack: nothing of it is to be noticed but
 //! the speed.
 
+mod closing;
 mod order;
 mod pair;
 mod setting;

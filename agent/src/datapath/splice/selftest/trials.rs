@@ -122,8 +122,9 @@ fn is_bounded(bench: &mut Bench) -> Result<()> {
     }
     let (queued, buffer) = (queued(&pair.b)?, buffer(&pair.b)?);
     ensure!(queued > buffer / 4, "only {queued} bytes were counted");
+    // What the last segment of TCP brings may be above it.
     ensure!(
-        queued <= 2 * buffer,
+        queued <= buffer + buffer / 4,
         "{queued} bytes wait in a buffer of {buffer}"
     );
     let mut read = Vec::new();
