@@ -153,7 +153,7 @@ pub struct Sender {
     pub key: EndKey,
     /// The other end; its address is 0 before it was found.
     pub peer: Peer,
-    /// Bits `END_…`. Written by `sock_ops` when it is established.
+    /// Bits `END_…`. Written by `sock_ops` when it begins to know the socket.
     pub flags: u32,
     /// 1 when its end is in `ENDS`. Written by `sock_ops`.
     pub known: u32,
@@ -215,8 +215,10 @@ pub struct SpliceOffsets {
     pub tcp_acked: u32,
     /// `struct tcp_sock`: `snd_wnd`
     pub tcp_offered: u32,
+    /// `struct tcp_sock`: `rcv_wnd`
+    pub tcp_window: u32,
     /// `struct tcp_sock`: `window_clamp`
-    pub tcp_offers: u32,
+    pub tcp_clamp: u32,
     /// `struct sk_psock`: `ingress_msg`
     pub psock_queue: u32,
     /// The bit of `sk_flags` that SO_ZEROCOPY sets.
@@ -256,11 +258,14 @@ pub enum Fallback {
     /// it, or somebody else has it in a map of theirs. Counted for each attempt to put it
     /// there, not for each message.
     NoRoom = 10,
+    /// The socket offers so much to TCP that little may be spliced into it: what it sends by
+    /// TCP is acknowledged, and then it is told to offer less.
+    WideWindow = 11,
 }
 
 impl Fallback {
     /// Every code, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotWanted,
         Self::PeerUnknown,
         Self::IntoApplication,
@@ -272,6 +277,7 @@ impl Fallback {
         Self::Failed,
         Self::Zerocopy,
         Self::NoRoom,
+        Self::WideWindow,
     ];
 
     /// Its name in `shunt status` and in metrics.
@@ -288,6 +294,7 @@ impl Fallback {
             Self::Failed => "failed",
             Self::Zerocopy => "zerocopy",
             Self::NoRoom => "no_room",
+            Self::WideWindow => "wide_window",
         }
     }
 }
@@ -301,7 +308,7 @@ pub struct SpliceCounters {
     pub bytes: u64,
     /// Messages that were, each as a whole.
     pub messages: u64,
-    /// Messages that went by TCP, by [`Fallback`].
+    /// What went by TCP, by [`Fallback`].
     pub fallbacks: [u64; FALLBACK_SLOTS],
 }
 

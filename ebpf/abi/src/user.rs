@@ -60,5 +60,5 @@ const _: () = {
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<RouteKey>() == 24);
     assert!(size_of::<Sender>() == 56 + 32 + 4 * 8);
-    assert!(size_of::<SpliceOffsets>() == 4 * 17);
+    assert!(size_of::<SpliceOffsets>() == 4 * 18);
 };

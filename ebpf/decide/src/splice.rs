@@ -36,6 +36,8 @@ pub struct Message {
     /// How many bytes the other end has offered to take by TCP, behind those that it has
     /// acknowledged: its window, as the sender was last told.
     pub offered: u32,
+    /// The sender itself offers more to TCP than [`most_offered`], and can be told not to.
+    pub wide_window: bool,
     /// The message's size in bytes.
     pub size: u32,
     /// How many more messages of this socket went by TCP because the other end was
@@ -106,6 +108,9 @@ pub const fn splice(message: &Message) -> Way {
     if message.layered {
         return Way::Tcp(Fallback::Layered);
     }
+    if message.wide_window {
+        return Way::Tcp(Fallback::WideWindow);
+    }
     if message.spliced == 0 && !drained(message) {
         return not_ready(message, Fallback::NotDrained);
     }
@@ -117,20 +122,47 @@ pub const fn splice(message: &Message) -> Way {
 }
 
 /// How much of its buffer the other end has for what is spliced, in bytes: half of it, and
-/// less where it has offered more than the other half to TCP. What it has offered it cannot
-/// take back (RFC 9293, 3.8.6): TCP may fill that at any time, drops what finds no room
-/// then, and waits a fifth of a second before it sends it again.
+/// less where TCP may fill more than the other half. What it has offered it cannot take back
+/// (RFC 9293, 3.8.6); TCP drops what then finds no room, and waits a fifth of a second
+/// before it sends that again.
 #[inline(always)]
 const fn space(message: &Message) -> u32 {
     let half = message.buffer / 2;
-    let beyond = message.offered.saturating_sub(half);
-    let left = half.saturating_sub(beyond.saturating_add(beyond / SEGMENTS));
-    let last = if half < LAST { half } else { LAST };
-    if left < last { last } else { left }
+    let left = message.buffer.saturating_sub(taken_by(message.offered));
+    let left = if left < LAST { LAST } else { left };
+    if left < half { left } else { half }
 }
 
-/// What the kernel takes for a segment that TCP brings, beside its bytes: one in this many.
-const SEGMENTS: u32 = 16;
+/// What the kernel takes for so many bytes that come by TCP: a third as much again at most,
+/// for messages of a few kibibytes; less for larger ones.
+#[inline(always)]
+const fn taken_by(bytes: u32) -> u32 {
+    bytes.saturating_add(bytes / 3)
+}
+
+/// The most that a socket may offer to TCP, which leaves a third of its buffer for what is
+/// spliced, in bytes.
+///
+/// Less than half would be a trap. A sender's segments are as large as half of the largest
+/// window that it has seen, where the network takes them, as loopback does
+/// (`tcp_bound_to_half_wnd`); into a window that is smaller than one of them it sends
+/// nothing but a probe every 200 ms. No window is larger than the buffer, which the kernel
+/// never makes smaller.
+#[inline(always)]
+pub const fn most_offered(buffer: u32) -> u32 {
+    buffer / 2
+}
+
+/// Whether a socket is to be told to offer less: its buffer, its window as the other end was
+/// told of it, and the most that this may become, in bytes.
+///
+/// Not while the window is smaller: before Linux 6.1.68, 6.6.7 and 6.7 it could not become
+/// larger again than it is when it is told (`tcp_set_window_clamp`).
+#[inline(always)]
+pub const fn offers_too_much(buffer: u32, window: u32, clamp: u32) -> bool {
+    let most = most_offered(buffer);
+    clamp > most && window >= most
+}
 
 /// So much there is room for whatever was offered, in bytes: the last segment that TCP
 /// brings is taken where the others have left a byte of the buffer (`tcp_can_ingest`).

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use shunt_abi::{Fallback, SpliceMode};
-use shunt_decide::{Message, Way, splice};
+use shunt_decide::{Message, Way, most_offered, offers_too_much, splice};
 
 /// A message of the application's to its proxy that nothing speaks against.
 const GOOD: Message = Message {
@@ -19,7 +19,8 @@ const GOOD: Message = Message {
     read: 1000,
     queued: 0,
     buffer: 131_072,
-    offered: 65_536,
+    offered: 49_152,
+    wide_window: false,
     size: 100,
     missed: 0,
 };
@@ -33,7 +34,7 @@ fn nothing_speaks_against_it() {
 fn each_condition_sends_it_by_tcp() {
     use Fallback::{
         Blocking, IntoApplication, Layered, NotDrained, NotWanted, PeerUnknown, ReceiverFull,
-        SingleByte, Zerocopy,
+        SingleByte, WideWindow, Zerocopy,
     };
     let rows = [
         (Message { mode: 0, ..GOOD }, Way::Tcp(NotWanted)),
@@ -74,6 +75,13 @@ fn each_condition_sends_it_by_tcp() {
             Way::Tcp(Layered),
         ),
         (Message { size: 1, ..GOOD }, Way::Tcp(SingleByte)),
+        (
+            Message {
+                wide_window: true,
+                ..GOOD
+            },
+            Way::Tcp(WideWindow),
+        ),
         (
             Message {
                 written: 1001,
@@ -154,12 +162,24 @@ fn what_was_offered_to_tcp_is_left_to_it() {
             .unwrap_or(0)
     };
     assert_eq!(largest(0), 65_536);
-    assert_eq!(largest(65_536), 65_536);
-    // Segments take a sixteenth more than their bytes.
-    assert_eq!(largest(65_536 + 16_000), 65_536 - 17_000);
+    // What comes takes a third as much again.
+    assert_eq!(largest(49_152), 65_536);
+    assert_eq!(largest(most_offered(GOOD.buffer)), 43_691);
     // What the last segment leaves.
     assert_eq!(largest(131_072), 16_384);
     assert_eq!(largest(u32::MAX), 16_384);
+}
+
+#[test]
+fn a_window_is_made_smaller_while_it_is_open() {
+    let buffer = 131_072;
+    let most = most_offered(buffer);
+    assert!(offers_too_much(buffer, 100_000, 126_000));
+    assert!(offers_too_much(buffer, most, most + 1));
+    assert!(!offers_too_much(buffer, 65_536, most));
+    // It would stay as small as that.
+    assert!(!offers_too_much(buffer, most - 1, 126_000));
+    assert!(!offers_too_much(buffer, 0, 126_000));
 }
 
 #[test]

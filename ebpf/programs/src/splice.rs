@@ -15,7 +15,9 @@ use crate::{
     kernel::{Address, Structure},
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
-    splice_ends::{has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets},
+    splice_ends::{
+        has_wide_window, has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets,
+    },
 };
 
 /// A member of the map sends a message.
@@ -105,6 +107,7 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
         queued,
         buffer: word(at.sock_buffer).unwrap_or(0),
         offered: own.word(at.tcp_offered),
+        wide_window: has_wide_window(own, sender.flags, &at),
         size: call.size(),
         missed: sender.missed,
     }

@@ -23,11 +23,13 @@ use shunt_abi::{
     Sender, SpliceMode, SpliceOffsets,
 };
 
+use shunt_decide::{most_offered, offers_too_much};
+
 use crate::{
     counters,
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address, Structure},
-    maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
+    maps::{ASKED, ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
     splice::has_unread,
 };
@@ -50,7 +52,8 @@ static SPLICE_OFFSETS: Global<SpliceOffsets> = Global::new(SpliceOffsets {
     tcp_written: 0,
     tcp_acked: 0,
     tcp_offered: 0,
-    tcp_offers: 0,
+    tcp_window: 0,
+    tcp_clamp: 0,
     psock_queue: 0,
     zerocopy_bit: 0,
 });
@@ -70,6 +73,10 @@ const FEW: u32 = 2;
 /// How long a sender is out of the map that sends more than is read, in
 /// milliseconds.
 const AWHILE: u32 = 1000;
+
+/// `-EOPNOTSUPP`: a half of the connection is closed, and so it is not put into a map
+/// (`sock_map_sk_state_allowed`).
+const NOT_ESTABLISHED: i64 = -95;
 
 /// `O_NONBLOCK`
 const NONBLOCK: u32 = 0o4000;
@@ -150,13 +157,32 @@ fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender
         return None;
     }
     let netns = event.netns();
-    let Some(settings) = pods::settings(netns) else {
-        event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
-        return None;
+    match may_be_spliced(event, socket, netns) {
+        Some(flags) => remember(event, socket, netns, flags),
+        None => {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+            None
+        }
+    }
+}
+
+/// The flags of one that has connected, if it may still be spliced: the settings may be
+/// others by now, and it may be one that a former agent has known.
+#[inline(always)]
+fn may_be_spliced(event: TcpEvent, socket: Socket, netns: NetnsCookie) -> Option<u32> {
+    let is_new = !event.is_watched(BPF_SOCK_OPS_STATE_CB_FLAG) || ASKED.get(socket).is_some();
+    let settings = pods::settings(netns).filter(|_| is_new)?;
+    let least = if is_proxys(socket, settings) {
+        SpliceMode::Between
+    } else {
+        SpliceMode::Proxy
     };
-    let proxy = is_proxys(socket, settings);
-    let flags = if proxy { END_PROXY } else { 0 };
-    remember(event, socket, netns, flags)
+    let flags = if least == SpliceMode::Between {
+        END_PROXY
+    } else {
+        0
+    };
+    (settings.splice >= least as u32).then_some(flags)
 }
 
 /// Whether both ends are in one pod, as far as their addresses say: the other one is the
@@ -215,27 +241,37 @@ pub fn acknowledged(event: TcpEvent, socket: Socket) {
     }
 }
 
-/// Has TCP offer no more than half of the buffer of a socket into which bytes may be
-/// spliced, which have the other half ([`shunt_decide::splice`]). TCP makes that more again
-/// when it makes the buffer larger, so this is looked at for as long as it sends anything.
+/// Has a socket into which bytes may be spliced offer no more to TCP than leaves room for
+/// them. TCP makes that more again when it makes the buffer larger, so this is looked at for
+/// as long as it sends anything by TCP.
 #[inline(always)]
 fn keep_room(event: TcpEvent, socket: Socket, sender: &Sender) {
     let at = offsets();
-    let is_given = sender.flags & END_PROXY != 0 || SPLICE_MODE.load() == SpliceMode::All as u32;
-    let Some(tcp) = Structure::tcp_sock(socket).filter(|_| is_given) else {
-        return;
-    };
-    let half = tcp.word(at.sock_buffer) / 2;
-    if tcp.word(at.tcp_offers) > half {
-        event.offer_at_most(half);
+    if let Some(tcp) = Structure::tcp_sock(socket)
+        && has_wide_window(tcp, sender.flags, &at)
+    {
+        event.offer_at_most(most_offered(tcp.word(at.sock_buffer)));
     }
 }
 
-/// Whether the agent was told of an application's socket: it may put it into the map
-/// yet, and it then has to hear of acknowledgements to be taken out again.
+/// Whether bytes may be spliced into a socket with these flags, and it offers more to TCP
+/// than leaves room for them.
+#[inline(always)]
+pub fn has_wide_window(tcp: Structure, flags: u32, at: &SpliceOffsets) -> bool {
+    let is_given = flags & END_PROXY != 0 || SPLICE_MODE.load() == SpliceMode::All as u32;
+    is_given
+        && offers_too_much(
+            tcp.word(at.sock_buffer),
+            tcp.word(at.tcp_window),
+            tcp.word(at.tcp_clamp),
+        )
+}
+
+/// Whether the agent was told of a socket: it may put it into the map yet, and it then has to
+/// hear of acknowledgements, to be taken out again or to keep room.
 #[inline(always)]
 fn may_join(sender: &Sender) -> bool {
-    if sender.flags & END_PROXY != 0 || sender.known == 0 || sender.leaving != 0 {
+    if sender.known == 0 || sender.leaving != 0 {
         return false;
     }
     // SAFETY: an element of the map, of which this word is only set.
@@ -403,6 +439,8 @@ pub fn visited(visit: FileVisit) {
     };
     if done != 0 {
         sender.member = 0;
+    }
+    if done != 0 && done != NOT_ESTABLISHED {
         // SAFETY: as above; this word never changes.
         counters::by_tcp(unsafe { (*end).netns }, Fallback::NoRoom);
     }

@@ -94,7 +94,11 @@ fn begin(lab: &Lab) -> Socket {
 fn original_dst(socket: &Socket) -> Result<SocketAddr, Errno> {
     match socket.original_dst_v4() {
         Ok(addr) => Ok(addr.as_socket().expect("an IPv4 address")),
-        Err(error) => Err(errno(&error)),
+        // Without connection tracking there is no such option, with it no destination.
+        Err(error) => Err(match errno(&error) {
+            Errno::ENOPROTOOPT => Errno::ENOENT,
+            other => other,
+        }),
     }
 }
 

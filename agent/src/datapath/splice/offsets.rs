@@ -27,7 +27,8 @@ pub(in crate::datapath) fn of_kernel(types: &KernelTypes) -> Result<SpliceOffset
         tcp_written: at("tcp_sock", "write_seq")?,
         tcp_acked: at("tcp_sock", "snd_una")?,
         tcp_offered: at("tcp_sock", "snd_wnd")?,
-        tcp_offers: at("tcp_sock", "window_clamp")?,
+        tcp_window: at("tcp_sock", "rcv_wnd")?,
+        tcp_clamp: at("tcp_sock", "window_clamp")?,
         psock_queue: at("sk_psock", "ingress_msg")?,
         zerocopy_bit: types.value("sock_flags", "SOCK_ZEROCOPY")?,
     })

@@ -16,13 +16,14 @@ use aya::{
 use nix::{
     getsockopt_impl, libc,
     sched::{CloneFlags, unshare},
-    sockopt_impl,
-    sys::socket::getsockopt,
+    setsockopt_impl, sockopt_impl,
+    sys::socket::{getsockopt, setsockopt},
 };
 use shunt_abi::{
     Addr, END_PROXY, End, EndKey, Endpoint, NetnsCookie, PodSettings, Sender, SpliceMode,
     SpliceOffsets,
 };
+use shunt_decide::most_offered;
 
 use super::super::{Splicing, left};
 use crate::netns::cookie_of_current;
@@ -113,8 +114,9 @@ impl Bench {
         Ok(())
     }
 
-    /// Says what the `sock_ops` program finds out about a connection.
+    /// Says what the `sock_ops` program finds out about a connection, and does what it does.
     fn know(&mut self, end: &TcpStream) -> Result<()> {
+        setsockopt(end, WindowClamp, &most_offered(buffer(end)?))?;
         let local = endpoint(end.local_addr()?)?;
         let remote = endpoint(end.peer_addr()?)?;
         let key = EndKey::new(self.netns, &local, &remote, 0, 0);
@@ -202,6 +204,15 @@ pub(super) fn drain(mut end: &TcpStream) -> Result<Vec<u8>> {
 fn endpoint(address: std::net::SocketAddr) -> Result<Endpoint> {
     Ok(Endpoint::new(Addr::from_ip(address.ip()), address.port()))
 }
+
+sockopt_impl!(
+    /// `TCP_WINDOW_CLAMP`
+    WindowClamp,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_WINDOW_CLAMP,
+    u32
+);
 
 sockopt_impl!(
     /// `SO_MEMINFO`
