@@ -16,7 +16,7 @@ use crate::{
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
     splice_ends::{
-        has_wide_window, has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets,
+        has_to_offer_less, has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets,
     },
 };
 
@@ -107,7 +107,7 @@ fn facts(call: Outgoing, netns: NetnsCookie, own: Structure, sender: &mut Sender
         queued,
         buffer: word(at.sock_buffer).unwrap_or(0),
         offered: own.word(at.tcp_offered),
-        wide_window: has_wide_window(own, sender.flags, &at),
+        wide_window: has_to_offer_less(own, sender, &at),
         size: call.size(),
         missed: sender.missed,
     }

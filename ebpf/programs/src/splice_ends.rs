@@ -254,10 +254,17 @@ fn keep_room(event: TcpEvent, socket: Socket, sender: &Sender) {
     }
 }
 
+/// Whether the socket has to send by TCP, so that it can be told to offer less: it surely
+/// still hears of the acknowledgement then.
+#[inline(always)]
+pub fn has_to_offer_less(tcp: Structure, sender: &Sender, at: &SpliceOffsets) -> bool {
+    sender.looks < PATIENCE && has_wide_window(tcp, sender.flags, at)
+}
+
 /// Whether bytes may be spliced into a socket with these flags, and it offers more to TCP
 /// than leaves room for them.
 #[inline(always)]
-pub fn has_wide_window(tcp: Structure, flags: u32, at: &SpliceOffsets) -> bool {
+fn has_wide_window(tcp: Structure, flags: u32, at: &SpliceOffsets) -> bool {
     let is_given = flags & END_PROXY != 0 || SPLICE_MODE.load() == SpliceMode::All as u32;
     is_given
         && offers_too_much(

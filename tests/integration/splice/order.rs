@@ -119,6 +119,26 @@ fn unread_while_it_comes_to_be_spliced(lab: &Lab, pair: &Pair) {
     assert!(receive(&pair.server, late) == bytes[..late]);
 }
 
+/// The server is not looked at any more by the time when its client sends again.
+#[test]
+fn a_connection_may_be_spliced_after_a_first_answer_that_is_long() {
+    let lab = Lab::on(Hop::Between);
+    let pair = lab.connect();
+    let bytes = pattern(64 << 10);
+    send(&pair.client, b"question");
+    assert_eq!(receive(&pair.server, 8), b"question");
+    for _ in 0..200 {
+        send(&pair.server, &bytes);
+        assert!(receive(&pair.client, bytes.len()) == bytes);
+    }
+    lab.splice(&pair);
+    wait_until("an answer to be spliced", || {
+        pair.ask(b"question", b"answer");
+        let spliced = lab.agent().spliced_bytes(lab.server_pod().netns());
+        (spliced > 0).then_some(()).ok_or(String::from("none"))
+    });
+}
+
 /// How many connections are written to as early as that, because it depends on the moment
 /// what they find.
 const EARLY: usize = 20;
