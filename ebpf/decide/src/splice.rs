@@ -128,20 +128,26 @@ pub const fn splice(message: &Message) -> Way {
 #[inline(always)]
 const fn space(message: &Message) -> u32 {
     let half = message.buffer / 2;
-    let left = message.buffer.saturating_sub(taken_by(message.offered));
+    let left = message.buffer.saturating_sub(taken_by_tcp(message));
     let left = if left < LAST { LAST } else { left };
     if left < half { left } else { half }
 }
 
-/// What the kernel takes for so many bytes that come by TCP: a third as much again at most,
-/// for messages of a few kibibytes; less for larger ones.
+/// What the kernel takes when TCP brings all that was offered, in messages like this one:
+/// about a kibibyte for each beside its bytes, and as much for every 64 KiB of a larger one.
+/// (More of smaller ones than of 4 KiB come in one segment.)
 #[inline(always)]
-const fn taken_by(bytes: u32) -> u32 {
-    bytes.saturating_add(bytes / 3)
+const fn taken_by_tcp(message: &Message) -> u32 {
+    let kibibytes = match message.size / 1024 {
+        0..4 => 4,
+        large @ 4..64 => large,
+        _ => 64,
+    };
+    message.offered.saturating_add(message.offered / kibibytes)
 }
 
-/// The most that a socket may offer to TCP, which leaves a third of its buffer for what is
-/// spliced, in bytes.
+/// The most that a socket may offer to TCP so that there is room for what is spliced, in
+/// bytes.
 ///
 /// Less than half would be a trap. A sender's segments are as large as half of the largest
 /// window that it has seen, where the network takes them, as loopback does
@@ -156,12 +162,11 @@ pub const fn most_offered(buffer: u32) -> u32 {
 /// Whether a socket is to be told to offer less: its buffer, its window as the other end was
 /// told of it, and the most that this may become, in bytes.
 ///
-/// Not while the window is smaller: before Linux 6.1.68, 6.6.7 and 6.7 it could not become
-/// larger again than it is when it is told (`tcp_set_window_clamp`).
+/// Not while the window is shut: before Linux 6.6.7 it would have stayed shut
+/// (`tcp_set_window_clamp`).
 #[inline(always)]
 pub const fn offers_too_much(buffer: u32, window: u32, clamp: u32) -> bool {
-    let most = most_offered(buffer);
-    clamp > most && window >= most
+    clamp > most_offered(buffer) && window > 0
 }
 
 /// So much there is room for whatever was offered, in bytes: the last segment that TCP

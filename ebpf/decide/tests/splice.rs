@@ -162,9 +162,18 @@ fn what_was_offered_to_tcp_is_left_to_it() {
             .unwrap_or(0)
     };
     assert_eq!(largest(0), 65_536);
-    // What comes takes a third as much again.
-    assert_eq!(largest(49_152), 65_536);
-    assert_eq!(largest(most_offered(GOOD.buffer)), 43_691);
+    // Each message of 62 KiB takes one more: 65_536 + 65_536 / 62 are left to TCP.
+    assert_eq!(largest(most_offered(GOOD.buffer)), 64_479);
+    let small = |queued| Message {
+        offered: 65_536,
+        spliced: 1,
+        queued,
+        ..GOOD
+    };
+    // Of small ones a quarter.
+    let least = 131_072 - 65_536 - 65_536 / 4 - 1024 - 100;
+    assert_eq!(splice(&small(least)), Way::Splice);
+    assert_eq!(splice(&small(least + 1)), Way::Tcp(Fallback::ReceiverFull));
     // What the last segment leaves.
     assert_eq!(largest(131_072), 16_384);
     assert_eq!(largest(u32::MAX), 16_384);
@@ -175,10 +184,9 @@ fn a_window_is_made_smaller_while_it_is_open() {
     let buffer = 131_072;
     let most = most_offered(buffer);
     assert!(offers_too_much(buffer, 100_000, 126_000));
-    assert!(offers_too_much(buffer, most, most + 1));
+    assert!(offers_too_much(buffer, 1, most + 1));
     assert!(!offers_too_much(buffer, 65_536, most));
-    // It would stay as small as that.
-    assert!(!offers_too_much(buffer, most - 1, 126_000));
+    // It would stay shut.
     assert!(!offers_too_much(buffer, 0, 126_000));
 }
 

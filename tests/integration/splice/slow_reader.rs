@@ -103,7 +103,7 @@ fn sleeps_and_reads_on(lab: &Lab, piece: usize) -> Slept {
 }
 
 /// Whether a message of this size can be spliced on a connection that is new: half of the
-/// reader's buffer is offered to TCP, which may take two thirds with it.
+/// reader's buffer is offered to TCP, which may take five eighths with it.
 fn has_room_for(pair: &Pair, piece: usize) -> bool {
     piece <= memory(&pair.server).1 as usize / 4
 }
