@@ -134,16 +134,16 @@ const fn space(message: &Message) -> u32 {
 }
 
 /// What the kernel takes when TCP brings all that was offered, in messages like this one:
-/// about a kibibyte for each beside its bytes, and as much for every 64 KiB of a larger one.
-/// (More of smaller ones than of 4 KiB come in one segment.)
+/// less than 2 KiB for each beside its bytes, and as much for every 64 KiB of a larger one.
+/// (More of smaller ones than of 6 KiB come in one segment.)
 #[inline(always)]
 const fn taken_by_tcp(message: &Message) -> u32 {
-    let kibibytes = match message.size / 1024 {
-        0..4 => 4,
-        large @ 4..64 => large,
-        _ => 64,
+    let part = match message.size / 2048 {
+        0..3 => 3,
+        large @ 3..32 => large,
+        _ => 32,
     };
-    message.offered.saturating_add(message.offered / kibibytes)
+    message.offered.saturating_add(message.offered / part)
 }
 
 /// The most that a socket may offer to TCP so that there is room for what is spliced, in
@@ -169,8 +169,9 @@ pub const fn offers_too_much(buffer: u32, window: u32, clamp: u32) -> bool {
     clamp > most_offered(buffer) && window > 0
 }
 
-/// So much there is room for whatever was offered, in bytes: the last segment that TCP
-/// brings is taken where the others have left a byte of the buffer (`tcp_can_ingest`).
+/// So much there is room for whatever was offered, in bytes. Before Linux 6.17 the last
+/// segment that TCP brings is taken where the others have left a byte of the buffer
+/// (`tcp_try_rmem_schedule`).
 const LAST: u32 = 16 * 1024;
 
 /// What waits for the other end, and what the kernel takes for it, in bytes. How many of the spliced messages still wait

@@ -162,16 +162,16 @@ fn what_was_offered_to_tcp_is_left_to_it() {
             .unwrap_or(0)
     };
     assert_eq!(largest(0), 65_536);
-    // Each message of 62 KiB takes one more: 65_536 + 65_536 / 62 are left to TCP.
-    assert_eq!(largest(most_offered(GOOD.buffer)), 64_479);
+    // Each message of 61 KiB takes two more: 65_536 + 65_536 / 30 are left to TCP.
+    assert_eq!(largest(most_offered(GOOD.buffer)), 63_352);
     let small = |queued| Message {
         offered: 65_536,
         spliced: 1,
         queued,
         ..GOOD
     };
-    // Of small ones a quarter.
-    let least = 131_072 - 65_536 - 65_536 / 4 - 1024 - 100;
+    // Small ones take a third.
+    let least = 131_072 - 65_536 - 65_536 / 3 - 1024 - 100;
     assert_eq!(splice(&small(least)), Way::Splice);
     assert_eq!(splice(&small(least + 1)), Way::Tcp(Fallback::ReceiverFull));
     // What the last segment leaves.

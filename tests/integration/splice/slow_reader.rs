@@ -58,6 +58,16 @@ fn assert_bounded(pair: &Pair) {
     );
 }
 
+/// TCP has dropped nothing for want of room. Between two pods alone: over loopback, with
+/// segments of 64 KiB, it does so at times when nothing is spliced, too (6.18.15, in each of
+/// three tries of a reader that sends and does not read; 7.2.13, in one of three).
+#[track_caller]
+fn assert_nothing_dropped(lab: &Lab, piece: usize) {
+    if lab.hop() == Hop::Between {
+        assert_eq!(lab.dropped(), [], "with messages of {piece}");
+    }
+}
+
 /// The memory that TCP takes on the whole node, in bytes.
 fn memory_of_node() -> usize {
     let text = std::fs::read_to_string("/proc/net/sockstat").expect("it is there");
@@ -125,7 +135,7 @@ fn it_reads_on_without_a_stall() {
         let lab = Lab::on(hop);
         for piece in PIECES {
             assert_prompt(piece, || sleeps_and_reads_on(&lab, piece).longest_wait);
-            assert_eq!(lab.dropped(), [], "{piece}");
+            assert_nothing_dropped(&lab, piece);
         }
     }
 }
@@ -161,7 +171,7 @@ fn what_it_has_offered_to_tcp_it_has_room_for() {
                 let sent = fills_up(&lab, &pair, piece);
                 assert!(receive(&pair.server, sent) == BYTES[..sent], "{piece}");
             }
-            assert_eq!(lab.dropped(), [], "{piece}");
+            assert_nothing_dropped(&lab, piece);
         }
     }
 }
@@ -224,7 +234,7 @@ fn overfills_a_buffer(lab: &Lab, buffer: u32, piece: usize) {
         "{spliced} bytes for a buffer of {buffer}"
     );
     assert!(receive(&pair.server, sent) == bytes[..sent], "{piece}");
-    assert_eq!(lab.dropped(), [], "{piece}");
+    assert_nothing_dropped(lab, piece);
 }
 
 #[test]
@@ -235,7 +245,7 @@ fn it_may_keep_sending_meanwhile() {
         let before = lab.spliced_bytes();
         for _ in 0..3 {
             sends_while_it_does_not_read(&pair);
-            assert_eq!(lab.dropped(), []);
+            assert_nothing_dropped(&lab, ANSWERED);
         }
         assert!(lab.spliced_bytes() > before, "{}", lab.counters());
         assert_prompt(ANSWERED, || answers_and_reads_on(&pair));
