@@ -29,7 +29,7 @@ use crate::{
     counters,
     ctx::{FileVisit, Socket, TcpEvent},
     kernel::{self, Address, Structure},
-    maps::{ASKED, ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
+    maps::{ENDS, ORIGINAL_DST, RECEIVERS, SENDERS, SPLICE_WANTED, SPLICED},
     pods,
     splice::has_unread,
 };
@@ -157,7 +157,7 @@ fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender
         return None;
     }
     let netns = event.netns();
-    match may_be_spliced(event, socket, netns) {
+    match may_be_spliced(socket, netns) {
         Some(flags) => remember(event, socket, netns, flags),
         None => {
             event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
@@ -167,11 +167,10 @@ fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender
 }
 
 /// The flags of one that has connected, if it may still be spliced: the settings may be
-/// others by now, and it may be one that a former agent has known.
+/// others by now. (One that a former agent has known does not find its other end.)
 #[inline(always)]
-fn may_be_spliced(event: TcpEvent, socket: Socket, netns: NetnsCookie) -> Option<u32> {
-    let is_new = !event.is_watched(BPF_SOCK_OPS_STATE_CB_FLAG) || ASKED.get(socket).is_some();
-    let settings = pods::settings(netns).filter(|_| is_new)?;
+fn may_be_spliced(socket: Socket, netns: NetnsCookie) -> Option<u32> {
+    let settings = pods::settings(netns)?;
     let least = if is_proxys(socket, settings) {
         SpliceMode::Between
     } else {

@@ -86,12 +86,6 @@ impl TcpEvent {
         Endpoint::new(addr, port)
     }
 
-    /// Whether callbacks of all these kinds were asked for.
-    #[inline(always)]
-    pub fn is_watched(self, flags: u32) -> bool {
-        read!(self.0, bpf_sock_ops_cb_flags) & flags == flags
-    }
-
     /// Asks for callbacks of this socket, beside those already asked for.
     #[inline(always)]
     pub fn watch(self, flags: u32) {
