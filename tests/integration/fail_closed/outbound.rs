@@ -95,10 +95,8 @@ fn original_dst(socket: &Socket) -> Result<SocketAddr, Errno> {
     match socket.original_dst_v4() {
         Ok(addr) => Ok(addr.as_socket().expect("an IPv4 address")),
         // Without connection tracking there is no such option, with it no destination.
-        Err(error) => Err(match errno(&error) {
-            Errno::ENOPROTOOPT => Errno::ENOENT,
-            other => other,
-        }),
+        Err(error) if errno(&error) == Errno::ENOPROTOOPT => Err(Errno::ENOENT),
+        Err(error) => Err(errno(&error)),
     }
 }
 
