@@ -65,7 +65,7 @@ fn pythons_blocking_sockets() {
         Least {
             connections: CONNECTIONS,
             bytes: BYTES,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let server = serve(&world.server, PORT);
@@ -88,7 +88,7 @@ fn netcat() {
         Least {
             connections: 3,
             bytes: 3 * up.len() + DOWN,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let (client, server) = (&world.client, &world.server);
@@ -135,7 +135,7 @@ fn socat() {
         Least {
             connections: 2 * CALLS,
             bytes: 3 * CALLS * UP,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let listen = format!("TCP-LISTEN:{PORT},fork,reuseaddr");

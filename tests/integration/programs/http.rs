@@ -89,7 +89,7 @@ fn curl_and_nginx() {
         Least {
             connections: 12,
             bytes: 11 * LARGE,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let _nginx = nginx(&world.server);
@@ -121,7 +121,7 @@ fn wget_and_nginx() {
         Least {
             connections: 5,
             bytes: 2 * LARGE,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let _nginx = nginx(&world.server);
@@ -152,7 +152,7 @@ fn curl_and_pythons_http_server() {
         Least {
             connections: 10,
             bytes: 11 * LARGE,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             supply(&world.server);
@@ -173,7 +173,7 @@ fn node_and_node() {
         Least {
             connections: 8,
             bytes: 16 * LARGE,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             for host in [&world.client, &world.server] {
@@ -197,7 +197,7 @@ fn openjdks_client_and_nginx() {
         Least {
             connections: 2,
             bytes: 14 * LARGE,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let _nginx = nginx(&world.server);

@@ -34,7 +34,7 @@ fn relays(
         Least {
             connections: CONNECTIONS,
             bytes: BYTES,
-            spliced: Spliced::OneWay,
+            spliced: Spliced::AtLast,
         },
         |world| {
             let server = half_close::serve(&world.server, LOCAL.port());
