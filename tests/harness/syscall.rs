@@ -52,6 +52,26 @@ pub fn option(socket: impl AsFd, level: i32, name: i32, length: usize) -> Option
     }
 }
 
+/// How many bytes that a TCP socket was given the other end has not acknowledged, and how many
+/// of them were not sent yet (`SIOCOUTQ`, `SIOCOUTQNSD`).
+///
+/// # Panics
+///
+/// When it is no connected TCP socket.
+pub fn send_queue(socket: impl AsFd) -> (i32, i32) {
+    /// `SIOCOUTQNSD`, which libc does not name.
+    const NOT_SENT: libc::Ioctl = 0x894B;
+    let socket = socket.as_fd().as_raw_fd();
+    let ask = |request| {
+        let mut bytes = 0_i32;
+        // SAFETY: the socket is open, and the kernel writes one int.
+        let done = unsafe { libc::ioctl(socket, request, &raw mut bytes) };
+        Errno::result(done).unwrap_or_else(|error| panic!("cannot see its send queue: {error}"));
+        bytes
+    };
+    (ask(libc::TIOCOUTQ), ask(NOT_SENT))
+}
+
 /// connect(AF_UNSPEC): ends the connection of a socket, which stays open.
 ///
 /// # Errors

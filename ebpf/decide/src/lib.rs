@@ -25,7 +25,7 @@ pub use inbound::{Inbound, inbound};
 pub use outbound::{Outbound, is_proxy, may_capture, outbound};
 pub use rule::{Direction, Rule, Verdict};
 use shunt_abi::{Addr, CidrList, PodSettings, PortList};
-pub use splice::{Message, Way, most_offered, offers_too_much, splice};
+pub use splice::{Message, Way, least_mode, most_offered, offers_too_much, splice};
 
 /// The pod's lists.
 pub trait Lists {

@@ -91,12 +91,7 @@ pub const fn splice(message: &Message) -> Way {
     if message.size == 1 {
         return Way::Tcp(Fallback::SingleByte);
     }
-    let wanted = if message.from_proxy {
-        SpliceMode::Between
-    } else {
-        SpliceMode::Proxy
-    };
-    if message.mode < wanted as u32 {
+    if message.mode < least_mode(message.from_proxy) as u32 {
         return Way::Tcp(Fallback::NotWanted);
     }
     if !message.peer_known {
@@ -118,6 +113,17 @@ pub const fn splice(message: &Message) -> Way {
         Way::Splice
     } else {
         not_ready(message, Fallback::ReceiverFull)
+    }
+}
+
+/// The least mode in which anything is spliced of what a socket sends: a proxy's, or an
+/// application's.
+#[inline(always)]
+pub const fn least_mode(from_proxy: bool) -> SpliceMode {
+    if from_proxy {
+        SpliceMode::Between
+    } else {
+        SpliceMode::Proxy
     }
 }
 
@@ -174,8 +180,8 @@ pub const fn offers_too_much(buffer: u32, window: u32, clamp: u32) -> bool {
 /// (`tcp_try_rmem_schedule`).
 const LAST: u32 = 16 * 1024;
 
-/// What waits for the other end, and what the kernel takes for it, in bytes. How many of the spliced messages still wait
-/// is not known, only that it is none when no byte does.
+/// What waits for the other end, and what the kernel takes for it, in bytes. How many of the
+/// spliced messages still wait is not known, only that it is none when no byte does.
 #[inline(always)]
 const fn waiting(message: &Message) -> u32 {
     if message.queued == 0 {

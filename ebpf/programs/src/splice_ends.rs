@@ -23,7 +23,7 @@ use shunt_abi::{
     Sender, SpliceMode, SpliceOffsets,
 };
 
-use shunt_decide::{most_offered, offers_too_much};
+use shunt_decide::{least_mode, most_offered, offers_too_much};
 
 use crate::{
     counters,
@@ -91,6 +91,12 @@ pub fn offsets() -> SpliceOffsets {
 #[inline(always)]
 pub fn is_on() -> bool {
     SPLICE_MODE.load() != SpliceMode::Off as u32
+}
+
+/// Whether bytes are spliced into sockets of applications on this node.
+#[inline(always)]
+fn applications_receive() -> bool {
+    SPLICE_MODE.load() == SpliceMode::All as u32
 }
 
 /// A socket of an enrolled namespace is connected, by its own call (`active`) or
@@ -171,17 +177,8 @@ fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender
 #[inline(always)]
 fn may_be_spliced(socket: Socket, netns: NetnsCookie) -> Option<u32> {
     let settings = pods::settings(netns)?;
-    let least = if is_proxys(socket, settings) {
-        SpliceMode::Between
-    } else {
-        SpliceMode::Proxy
-    };
-    let flags = if least == SpliceMode::Between {
-        END_PROXY
-    } else {
-        0
-    };
-    (settings.splice >= least as u32).then_some(flags)
+    let proxy = is_proxys(socket, settings);
+    (settings.splice >= least_mode(proxy) as u32).then_some(if proxy { END_PROXY } else { 0 })
 }
 
 /// Whether both ends are in one pod, as far as their addresses say: the other one is the
@@ -264,8 +261,7 @@ pub fn has_to_offer_less(tcp: Structure, sender: &Sender, at: &SpliceOffsets) ->
 /// than leaves room for them.
 #[inline(always)]
 fn has_wide_window(tcp: Structure, flags: u32, at: &SpliceOffsets) -> bool {
-    let is_given = flags & END_PROXY != 0 || SPLICE_MODE.load() == SpliceMode::All as u32;
-    is_given
+    (flags & END_PROXY != 0 || applications_receive())
         && offers_too_much(
             tcp.word(at.sock_buffer),
             tcp.word(at.tcp_window),
@@ -371,11 +367,7 @@ pub fn changes(event: TcpEvent, socket: Socket) {
     // into its queue, so that nothing is lost; of those into whose queue something
     // may have been put, the kernel lets go when they are closed.
     let at_end = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
-    if at_end
-        && sender.flags & END_PROXY == 0
-        && SPLICE_MODE.load() != SpliceMode::All as u32
-        && sender.member != 0
-    {
+    if at_end && sender.flags & END_PROXY == 0 && !applications_receive() && sender.member != 0 {
         take_out(sender);
     }
     if state == BPF_TCP_CLOSE {
@@ -464,9 +456,7 @@ fn put(map: *mut c_void, sender: &mut Sender, socket: Socket) -> i64 {
 /// Whether a socket with these flags is only given something by one with those.
 #[inline(always)]
 pub fn is_receiver(flags: u32, sender: u32) -> bool {
-    flags & END_PROXY != 0
-        && sender & END_PROXY == 0
-        && SPLICE_MODE.load() != SpliceMode::All as u32
+    flags & END_PROXY != 0 && sender & END_PROXY == 0 && !applications_receive()
 }
 
 /// Whether a protocol is on top of TCP.

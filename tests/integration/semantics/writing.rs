@@ -12,7 +12,11 @@ use nix::{
     poll::PollFlags,
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
-use shunt_tests::{Blocked, End, Pattern, end::ENDED, syscall::option};
+use shunt_tests::{
+    Blocked, End, Pattern,
+    end::ENDED,
+    syscall::{option, send_queue},
+};
 
 use super::{Ends, Manner, PLENTY, compare};
 
@@ -116,20 +120,9 @@ fn what_is_acknowledged_has_left_the_socket() {
         let bytes = "w".repeat(50_000);
         assert_eq!(app.send(&bytes), Ok(50_000));
         peer.gets(&bytes);
-        shunt_tests::deadline::wait_until("an empty send queue", || match unsent(&app) {
-            0 => Ok(()),
-            left => Err(format!("{left} bytes")),
-        });
+        settle(&app);
         app.note("has nothing to send", ());
     });
-}
-
-fn unsent(end: &End) -> libc::c_int {
-    let mut left = 0;
-    // SAFETY: the kernel writes one int.
-    let done = unsafe { libc::ioctl(end.socket().as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
-    assert_eq!(done, 0, "SIOCOUTQ");
-    left
 }
 
 /// The kernel tells when it does not need the caller's bytes any more.
@@ -258,10 +251,11 @@ const ESTABLISHED: u8 = 1;
 const CLOSED: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 
+/// Waits until everything that was sent is acknowledged.
 fn settle(end: &End) {
-    shunt_tests::deadline::wait_until("acknowledgements", || match unsent(end) {
-        0 => Ok(()),
-        left => Err(format!("{left}")),
+    shunt_tests::deadline::wait_until("acknowledgements", || match send_queue(end.socket()) {
+        (0, _) => Ok(()),
+        (left, _) => Err(format!("{left} bytes")),
     });
 }
 

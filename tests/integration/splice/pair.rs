@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
@@ -335,21 +335,7 @@ impl Pair {
         send(&self.server, answer);
         assert_eq!(receive(&self.client, answer.len()), answer);
     }
-
-    /// How many bytes the client has given to TCP that are not acknowledged, and how many of
-    /// them were not sent yet (`SIOCOUTQ`, `SIOCOUTQNSD`).
-    pub(super) fn waits_to_be_sent(&self) -> (i32, i32) {
-        let (mut queued, mut unsent) = (0, 0);
-        let end = self.client.as_raw_fd();
-        // SAFETY: the socket is open, and both numbers have room.
-        let done = unsafe { (outq(end, &raw mut queued), outqnsd(end, &raw mut unsent)) };
-        assert!(matches!(done, (Ok(_), Ok(_))), "{done:?}");
-        (queued, unsent)
-    }
 }
-
-nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
-nix::ioctl_read_bad!(outqnsd, 0x894B, libc::c_int);
 
 /// Writes until nothing more is taken; the number of bytes taken.
 pub(super) fn fill(mut end: &TcpStream, bytes: &[u8], piece: usize) -> usize {

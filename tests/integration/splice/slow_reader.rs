@@ -3,7 +3,7 @@
 
 use std::{sync::LazyLock, thread, time::Duration};
 
-use shunt_tests::deadline::wait_until;
+use shunt_tests::{deadline::wait_until, syscall::send_queue};
 use socket2::SockRef;
 
 use super::pair::{Hop, Lab, Pair, fill, memory, pattern, receive, receive_and_time, send};
@@ -35,7 +35,7 @@ fn fills_up(lab: &Lab, pair: &Pair, piece: usize) -> usize {
     wait_until("TCP to wait for the reader", || {
         sent += fill(&pair.client, &BYTES[sent..], piece);
         assert_bounded(pair);
-        let (queued, unsent) = pair.waits_to_be_sent();
+        let (queued, unsent) = send_queue(&pair.client);
         if (queued == unsent && unsent > 0) || !lab.dropped().is_empty() {
             Ok(())
         } else {
@@ -113,7 +113,7 @@ fn sleeps_and_reads_on(lab: &Lab, piece: usize) -> Slept {
 }
 
 /// Whether a message of this size can be spliced on a connection that is new: half of the
-/// reader's buffer is offered to TCP, which may take five eighths with it.
+/// reader's buffer is offered to TCP, which may take two thirds with it.
 fn has_room_for(pair: &Pair, piece: usize) -> bool {
     piece <= memory(&pair.server).1 as usize / 4
 }

@@ -262,7 +262,11 @@ fn integration_tests(target: &Target) -> Result<PathBuf> {
 
 /// The same without what only a debugger reads, nine tenths of it; for this run alone.
 fn stripped(target: &Target, binary: &Path) -> Result<PathBuf> {
-    let to = directory()?.join(format!("integration-{}.{}", process::id(), session::TESTS));
+    let to = directory()?.join(format!(
+        "integration-{}.{}",
+        process::id(),
+        session::STRIPPED
+    ));
     target
         .strip("making the test binary smaller")
         .arg("--strip-debug")
@@ -412,8 +416,11 @@ fn in_vm(
         see(line);
         counted = Tally::from_line(line).or(counted);
     })?;
-    let complaint = complaint(session.end, counted, (expected, limit));
-    let complaint = match complaint.or(kernels_own(session.console())?) {
+    let complaint = match complaint(session.end, counted, (expected, limit)) {
+        None => kernels_own(session.console())?,
+        some => some,
+    };
+    let complaint = match complaint {
         Some(complaint) => Some(format!(
             "{complaint}; its console: {}",
             session.console().display()

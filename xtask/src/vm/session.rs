@@ -59,7 +59,7 @@ impl Session {
 const IMAGE: &str = "cpio";
 
 /// The same of a binary that was made to be packed.
-pub(super) const TESTS: &str = "tests";
+pub(super) const STRIPPED: &str = "tests";
 
 /// Removes what processes have made that were killed.
 fn sweep(directory: &Path) -> Result<()> {
@@ -67,7 +67,7 @@ fn sweep(directory: &Path) -> Result<()> {
         fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))?;
     let is_made = |file: &PathBuf| {
         let end = file.extension();
-        end.is_some_and(|end| end == IMAGE || end == TESTS)
+        end.is_some_and(|end| end == IMAGE || end == STRIPPED)
     };
     let files = entries.flatten().map(|entry| entry.path());
     for image in files.filter(is_made) {
