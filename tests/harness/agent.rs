@@ -1,6 +1,8 @@
 //! The agent: the real binary.
 
 use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
@@ -14,7 +16,10 @@ use shunt::{
 };
 use tempfile::TempDir;
 
-use crate::{Cgroup, Netns, Process, deadline::DEADLINE, leftovers::temp_dir, netns::node_command};
+use crate::{
+    Cgroup, Netns, Owner, Process, command::copy_program, deadline::DEADLINE, leftovers::temp_dir,
+    netns::node_command,
+};
 
 /// The binary under test: `SHUNT_BIN`, or the one of `cargo xtask build`.
 ///
@@ -48,6 +53,36 @@ pub fn other_binary() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A copy of the binary that everybody can start: the one under test may lie where only
+/// root can go. Removed on drop.
+#[derive(Debug)]
+pub struct EverybodysBinary {
+    directory: TempDir,
+}
+
+impl EverybodysBinary {
+    /// A new copy.
+    ///
+    /// # Panics
+    ///
+    /// When the binary cannot be copied.
+    #[expect(clippy::new_without_default, reason = "it copies a file")]
+    pub fn new() -> Self {
+        let directory = temp_dir("everybodys");
+        let everybody = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), everybody).expect("our own directory");
+        copy_program(&binary(), &directory.path().join("shunt"));
+        Self { directory }
+    }
+
+    /// The binary, started by `owner`.
+    pub fn command(&self, owner: Owner) -> Command {
+        let mut command = Command::new(self.directory.path().join("shunt"));
+        command.uid(owner.uid).gid(owner.gid).current_dir("/");
+        command
+    }
 }
 
 /// What one call of the command line tool gave.

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -41,6 +42,19 @@ pub fn output_with_input(command: &mut Command, input: &str) -> String {
     );
     written.unwrap_or_else(|error| panic!("`{line}` did not read its input: {error}"));
     String::from_utf8(output.stdout).unwrap_or_else(|_| panic!("`{line}` wrote no UTF-8"))
+}
+
+/// Copies a program that is to be started.
+///
+/// Another process writes it: a child that this one makes for another test has, until
+/// it starts its program, every file that is open here, and a program that anybody
+/// has open to write is not started (`ETXTBSY`, execve(2)).
+///
+/// # Panics
+///
+/// When it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    output_of(Command::new("cp").arg(from).arg(to));
 }
 
 /// The command line as a shell would take it.

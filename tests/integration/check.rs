@@ -1,17 +1,12 @@
 //! `shunt check`: what it finds, what it says about it, and that it changes
 //! nothing.
 
-use std::{
-    fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::Path,
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 use shunt_tests::{
     Cgroup, Node, Owner,
-    agent::{Agent, Ran, binary, run},
+    agent::{Agent, EverybodysBinary, Ran, binary, run},
     command::output_of,
     leftovers::temp_dir,
     require_root,
@@ -125,19 +120,12 @@ fn what_is_missing_is_a_failure() {
 fn without_root_it_says_so() {
     require_root();
     let cgroup = Cgroup::new();
-    // The binary may lie where only root can go.
-    let dir = temp_dir("check");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("an own directory");
-    let copy = dir.path().join("shunt");
-    fs::copy(binary(), &copy).expect("a copy of the binary");
-    let mut command = Command::new(&copy);
-    command
-        .args(["check", "--output", "json", "--cgroup"])
-        .arg(cgroup.path())
-        .uid(Owner::APP.uid)
-        .gid(Owner::APP.gid);
+    let everybodys = EverybodysBinary::new();
 
-    let ran = run(&mut command);
+    let ran = run(everybodys
+        .command(Owner::APP)
+        .args(["check", "--output", "json", "--cgroup"])
+        .arg(cgroup.path()));
 
     assert_eq!(ran.status.code(), Some(1));
     let found = findings(&ran);

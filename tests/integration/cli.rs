@@ -5,18 +5,18 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::Shutdown,
-    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
-    path::{Path, PathBuf},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
     process::Command,
 };
 
 use shunt_tests::{
-    Agent,
-    agent::{Ran, binary, run},
+    Agent, Owner,
+    agent::{EverybodysBinary, Ran, binary, run},
     leftovers::temp_dir,
     mesh::ISTIO_DEFAULTS,
+    require_root,
 };
-use tempfile::TempDir;
 
 use crate::lab::Lab;
 
@@ -200,41 +200,20 @@ fn an_agent_needs_a_cgroup_of_the_second_version() {
     }
 }
 
-/// The binary in a place where everybody can start it.
-struct Nobody {
-    directory: TempDir,
-}
-
-impl Nobody {
-    fn new() -> Self {
-        shunt_tests::require_root();
-        let directory = temp_dir("nobody");
-        let everybody = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(directory.path(), everybody).expect("our own directory");
-        fs::copy(binary(), directory.path().join("shunt")).expect("a copy");
-        Self { directory }
-    }
-
-    /// The binary, started as a user without any rights.
-    fn shunt(&self) -> Command {
-        let mut command = Command::new(self.directory.path().join("shunt"));
-        command.uid(65_534).gid(65_534).current_dir("/");
-        command
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
+/// Somebody without any rights.
+const NOBODY: Owner = Owner {
+    uid: 65_534,
+    gid: 65_534,
+};
 
 #[test]
 fn an_agent_needs_root() {
-    let nobody = Nobody::new();
-    let ran = run(nobody
-        .shunt()
-        .arg("run")
-        .arg("--socket")
-        .arg(nobody.path("shunt.sock")));
+    require_root();
+    let other = temp_dir("other");
+    let ran = run(EverybodysBinary::new()
+        .command(NOBODY)
+        .args(["run", "--socket"])
+        .arg(other.path().join("shunt.sock")));
     assert_refused(&ran, "root");
 }
 
@@ -243,7 +222,7 @@ fn only_root_may_talk_to_the_agent() {
     let lab = Lab::new();
     let agent = lab.enrolled();
     let before = settings_of(&agent);
-    let nobody = Nobody::new();
+    let everybodys = EverybodysBinary::new();
     // The directory would keep others out as well; here the socket has to.
     let everybody = fs::Permissions::from_mode(0o755);
     let socket = agent.place().socket();
@@ -251,8 +230,8 @@ fn only_root_may_talk_to_the_agent() {
     fs::set_permissions(directory, everybody).expect("our own directory");
     let netns = lab.pod.netns().path();
     for subcommand in ["enroll", "unenroll"] {
-        let ran = run(nobody
-            .shunt()
+        let ran = run(everybodys
+            .command(NOBODY)
             .arg("--socket")
             .arg(&socket)
             .arg(subcommand)
@@ -263,7 +242,7 @@ fn only_root_may_talk_to_the_agent() {
     // Nor when somebody has opened the socket to everybody.
     let open = fs::Permissions::from_mode(0o666);
     fs::set_permissions(&socket, open).expect("our own socket");
-    let mut status = nobody.shunt();
+    let mut status = everybodys.command(NOBODY);
     let ran = run(status.arg("--socket").arg(&socket).arg("status"));
     assert_refused(&ran, "uid 65534 may not control the agent");
     assert_eq!(settings_of(&agent), before);
@@ -356,13 +335,13 @@ fn a_resolv_conf_that_is_not_there_is_bad_input() {
 
 #[test]
 fn help_and_explain_need_neither_root_nor_an_agent() {
-    let nobody = Nobody::new();
+    let everybodys = EverybodysBinary::new();
     for subcommand in ["run", "enroll", "unenroll", "status", "explain", "check"] {
-        let ran = run(nobody.shunt().args([subcommand, "--help"]));
+        let ran = run(everybodys.command(NOBODY).args([subcommand, "--help"]));
         assert!(ran.status.success(), "{ran:?}");
         assert!(ran.stdout.contains("Usage"), "{ran:?}");
     }
-    let mut explain = nobody.shunt();
+    let mut explain = everybodys.command(NOBODY);
     explain
         .arg("explain")
         .args(ISTIO_DEFAULTS)

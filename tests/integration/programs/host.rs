@@ -11,6 +11,7 @@ use std::{
 use shunt_tests::{
     Agent, Envoy, Node, Owner, Pod, Process,
     agent::{Ran, run},
+    command::copy_program,
     deadline::wait_until,
     leftovers::temp_dir,
     mesh::ISTIO_DEFAULTS,
@@ -66,10 +67,11 @@ impl Host {
         own(&path, 0o644);
     }
 
-    /// Gives the application a program.
-    pub(super) fn write_program(&self, name: &str, content: &[u8]) {
-        self.write(name, content);
-        own(&self.path(name), 0o755);
+    /// Gives the application a copy of a program.
+    pub(super) fn copy_program(&self, from: &Path, name: &str) {
+        let path = self.path(name);
+        copy_program(from, &path);
+        own(&path, 0o755);
     }
 
     pub(super) fn read(&self, name: &str) -> Vec<u8> {

@@ -89,9 +89,8 @@ fn gos_io_copy() {
             .env("GO111MODULE", "off")
             .current_dir(directory.path()),
     );
-    let program = fs::read(program).expect("the compiler has written it");
     let start = |host: &Host, listen: SocketAddr, connect: SocketAddr| {
-        host.write_program("relay", &program);
+        host.copy_program(&program, "relay");
         let (listen_on, connect) = (listen.to_string(), connect.to_string());
         host.serve(listen.port(), &["./relay", &listen_on, &connect])
     };
