@@ -12,6 +12,7 @@
 
 mod blocking;
 mod closing;
+mod information;
 mod layers;
 mod limits;
 mod moving;

@@ -126,6 +126,12 @@ const LIMITS: &[Limit] = &[
         what: "close() with unread bytes is an end to the sender, not a reset",
     },
     Limit {
+        script: "information::how_much_tcp_has_carried",
+        proxy: EVERY,
+        all: EVERY,
+        what: "TCP_INFO does not count what was spliced",
+    },
+    Limit {
         script: "layers::tls_in_the_kernel",
         proxy: &["6.12", "7.2"],
         all: &["6.12", "7.2"],

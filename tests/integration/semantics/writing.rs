@@ -12,11 +12,7 @@ use nix::{
     poll::PollFlags,
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
-use shunt_tests::{
-    Blocked, End, Pattern,
-    end::ENDED,
-    syscall::{option, send_queue},
-};
+use shunt_tests::{Blocked, End, Pattern};
 
 use super::{Ends, Manner, PLENTY, compare};
 
@@ -113,18 +109,6 @@ fn writes_that_wait_for_more() {
     });
 }
 
-/// Nothing that was sent stays on the way.
-#[test]
-fn what_is_acknowledged_has_left_the_socket() {
-    compare(&Manner::ALL, |Ends { app, peer, .. }| {
-        let bytes = "w".repeat(50_000);
-        assert_eq!(app.send(&bytes), Ok(50_000));
-        peer.gets(&bytes);
-        settle(&app);
-        app.note("has nothing to send", ());
-    });
-}
-
 /// The kernel tells when it does not need the caller's bytes any more.
 #[test]
 fn writes_without_a_copy() {
@@ -214,69 +198,4 @@ fn completions(end: &End) -> Result<(u32, u32), Errno> {
     assert_eq!(told.ee_origin, 5);
     assert_eq!(told.ee_errno, 0);
     Ok((told.ee_info, told.ee_data))
-}
-
-/// What TCP_INFO says of the state and of what is on the way. It counts the
-/// bytes that TCP has carried, so its sums tell that others were spliced: they
-/// are left out.
-#[test]
-fn what_tcp_tells_of_itself() {
-    compare(&Manner::ALL, |Ends { app, peer, .. }| {
-        settle(&app);
-        assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
-        assert_eq!(peer.send("abc"), Ok(3));
-        app.gets("abc");
-        assert_eq!(app.send("def"), Ok(3));
-        peer.gets("def");
-        settle(&app);
-        assert_eq!(told_of_itself(&app), (ESTABLISHED, 0, 0, 0));
-        assert_eq!(peer.shutdown(std::net::Shutdown::Write), Ok(()));
-        app.has(ENDED);
-        settle(&app);
-        assert_eq!(told_of_itself(&app).0, CLOSE_WAIT);
-        assert_eq!(app.send("ghi"), Ok(3));
-        peer.gets("ghi");
-        assert_eq!(app.shutdown(std::net::Shutdown::Write), Ok(()));
-        app.has(PollFlags::POLLHUP);
-        shunt_tests::deadline::wait_until("the last acknowledgement", || {
-            match told_of_itself(&app.unnoticed()).0 {
-                CLOSED => Ok(()),
-                other => Err(other.to_string()),
-            }
-        });
-    });
-}
-
-const ESTABLISHED: u8 = 1;
-const CLOSED: u8 = 7;
-const CLOSE_WAIT: u8 = 8;
-
-/// Waits until everything that was sent is acknowledged.
-fn settle(end: &End) {
-    shunt_tests::deadline::wait_until("acknowledgements", || match send_queue(end.socket()) {
-        (0, _) => Ok(()),
-        (left, _) => Err(format!("{left} bytes")),
-    });
-}
-
-/// State, segments not acknowledged, segments lost, segments that are on their way again. How
-/// many were sent again in all is not asked for: on a busy machine TCP does that by itself.
-fn told_of_itself(end: &End) -> (u8, u32, u32, u32) {
-    const LENGTH: usize = size_of::<libc::tcp_info>();
-    let answer = option(end.socket(), libc::IPPROTO_TCP, libc::TCP_INFO, LENGTH);
-    assert_eq!(answer.result, Ok(()));
-    // Older kernels tell less.
-    let length = answer.length as usize;
-    let word = |offset: usize| {
-        assert!(offset + 4 <= length, "only {length} bytes were told");
-        let bytes = &answer.buffer[offset..offset + 4];
-        u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
-    };
-    let told = (
-        answer.buffer[0],
-        word(std::mem::offset_of!(libc::tcp_info, tcpi_unacked)),
-        word(std::mem::offset_of!(libc::tcp_info, tcpi_lost)),
-        word(std::mem::offset_of!(libc::tcp_info, tcpi_retrans)),
-    );
-    end.note("is in the state, with segments on the way", told)
 }
