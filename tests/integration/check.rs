@@ -9,6 +9,7 @@ use shunt_tests::{
     agent::{Agent, EverybodysBinary, Ran, binary, run},
     command::output_of,
     leftovers::temp_dir,
+    mesh::ISTIO_DEFAULTS,
     require_root,
 };
 
@@ -80,6 +81,8 @@ fn this_machine_can_run_the_agent() {
 fn the_programs_of_others_are_named() {
     let node = Node::new();
     let agent = Agent::start(node.cgroup());
+    let pod = node.pod("app");
+    agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
     let cgroup = node.cgroup().path();
 
     let beside = findings(&run(&mut check(cgroup, &agent.place().bpffs())));
@@ -95,8 +98,22 @@ fn the_programs_of_others_are_named() {
         assert!(hooks.contains(&program), "{program} in {hooks}");
     }
     assert!(hooks.contains("another shunt agent"), "{hooks}");
+    let above = cgroup.parent().expect("it is in one of this process");
+    let hooks = findings(&run(&mut check(above, &agent.place().bpffs())));
+    let (_, hooks) = about(&hooks, "neighbours");
+    let name = cgroup.file_name().expect("it has a name").display();
+    let program = format!("shunt_connect4 on connect4 of {name} (id ");
+    assert!(hooks.contains(&program), "{program} in {hooks}");
+    for (subject, program) in [
+        ("other lookups", "shunt_lookup on sk_lookup (id "),
+        ("other splicers", "shunt_message on sk_msg (id "),
+    ] {
+        let (level, found) = about(&beside, subject);
+        assert_eq!(level, "warning", "{subject}");
+        assert!(found.contains(program), "{program} in {found}");
+    }
     // Nor does the agent notice.
-    assert_eq!(agent.status()["pods"].as_array().map(Vec::len), Some(0));
+    assert_eq!(agent.status()["pods"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]

@@ -34,7 +34,7 @@ use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 use self::forward::Forwarding;
 pub use self::{
     features::{Feature, features},
-    neighbours::{Neighbour, neighbours, splicers},
+    neighbours::{Neighbour, lookups, neighbours, splicers},
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
 };

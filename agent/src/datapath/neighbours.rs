@@ -1,6 +1,12 @@
 //! What else is loaded in this kernel.
 
-use std::{fs::File, io, os::fd::AsRawFd as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirEntry, File},
+    io,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use aya::programs::{ProgramInfo, loaded_programs};
@@ -18,34 +24,77 @@ pub struct Neighbour {
     pub name: String,
     /// The kernel's id of it.
     pub id: u32,
+    /// The directories below the cgroup in question that it hangs on, from there; none
+    /// when it hangs on that one or one above, or on no cgroup.
+    pub below: Vec<PathBuf>,
 }
 
-/// The programs that run on the sockets of a cgroup v2 directory, those of its
-/// parents included.
+impl Neighbour {
+    fn new(hook: &'static str, info: &ProgramInfo) -> Self {
+        Self {
+            hook,
+            name: String::from_utf8_lossy(info.name()).into_owned(),
+            id: info.id(),
+            below: Vec::new(),
+        }
+    }
+}
+
+/// The programs that run on the sockets of a cgroup v2 directory, or of some directory
+/// below it; those of its parents included.
 ///
 /// # Errors
 ///
 /// When the directory cannot be opened, or the kernel refuses the question.
 pub fn neighbours(cgroup: &Path) -> Result<Vec<Neighbour>> {
     let root = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+    let below = below(cgroup);
+    // Those that can be looked at; others go while they are listed.
+    let loaded: Vec<_> = loaded_programs().filter_map(Result::ok).collect();
     let mut found = Vec::new();
-    for Hook {
-        name: hook, number, ..
-    } in HOOKS
-    {
-        let ids = attached(&root, number)
-            .with_context(|| format!("the kernel does not say what hangs on {hook}"))?;
-        found.extend(
-            loaded()
-                .filter(|info| ids.contains(&info.id()))
-                .map(|info| Neighbour {
-                    hook,
-                    name: name(&info),
-                    id: info.id(),
-                }),
-        );
+    for Hook { name, number, .. } in HOOKS {
+        let mut hanging: BTreeMap<u32, Vec<PathBuf>> = attached(&root, number, EFFECTIVE)
+            .with_context(|| format!("the kernel does not say what hangs on {name}"))?
+            .into_iter()
+            .map(|id| (id, Vec::new()))
+            .collect();
+        for (path, directory) in &below {
+            // It may be removed meanwhile.
+            for id in attached(directory, number, 0).unwrap_or_default() {
+                hanging.entry(id).or_default().push(path.clone());
+            }
+        }
+        found.extend(loaded.iter().filter_map(|info| {
+            let below = hanging.remove(&info.id())?;
+            Some(Neighbour {
+                below,
+                ..Neighbour::new(name, info)
+            })
+        }));
     }
     Ok(found)
+}
+
+/// Every directory below a cgroup, with its path from there.
+fn below(cgroup: &Path) -> Vec<(PathBuf, File)> {
+    let mut found = Vec::new();
+    let mut ahead = vec![PathBuf::new()];
+    while let Some(path) = ahead.pop() {
+        // What is removed meanwhile has no programs.
+        let entries = fs::read_dir(cgroup.join(&path)).into_iter().flatten();
+        let is_directory = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        for entry in entries.flatten().filter(is_directory) {
+            let path = path.join(entry.file_name());
+            found.extend(
+                File::open(entry.path())
+                    .ok()
+                    .map(|opened| (path.clone(), opened)),
+            );
+            ahead.push(path);
+        }
+    }
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    found
 }
 
 /// The programs that redirect messages between sockets. The kernel does not tell
@@ -55,30 +104,31 @@ pub fn neighbours(cgroup: &Path) -> Result<Vec<Neighbour>> {
 ///
 /// When the kernel refuses the question.
 pub fn splicers() -> Result<Vec<Neighbour>> {
-    /// `BPF_PROG_TYPE_SK_SKB` and `BPF_PROG_TYPE_SK_MSG`
-    const TYPES: [(u32, &str); 2] = [(14, "sk_skb"), (16, "sk_msg")];
+    // `BPF_PROG_TYPE_SK_SKB` and `BPF_PROG_TYPE_SK_MSG`
+    of_types(&[(14, "sk_skb"), (16, "sk_msg")])
+}
+
+/// The programs that choose the socket of an incoming connection.
+///
+/// # Errors
+///
+/// When the kernel refuses the question.
+pub fn lookups() -> Result<Vec<Neighbour>> {
+    // `BPF_PROG_TYPE_SK_LOOKUP`
+    of_types(&[(30, "sk_lookup")])
+}
+
+/// The loaded programs of these types (`enum bpf_prog_type`), which have such names.
+fn of_types(types: &[(u32, &'static str)]) -> Result<Vec<Neighbour>> {
     let mut found = Vec::new();
     for info in loaded_programs() {
         let info = info.context("cannot list the loaded programs")?;
         let kind = info.program_type() as u32;
-        if let Some((_, hook)) = TYPES.iter().find(|(number, _)| *number == kind) {
-            found.push(Neighbour {
-                hook,
-                name: name(&info),
-                id: info.id(),
-            });
+        if let Some((_, name)) = types.iter().find(|(number, _)| *number == kind) {
+            found.push(Neighbour::new(name, &info));
         }
     }
     Ok(found)
-}
-
-/// Those that can be looked at; others go while they are listed.
-fn loaded() -> impl Iterator<Item = ProgramInfo> {
-    loaded_programs().filter_map(Result::ok)
-}
-
-fn name(info: &ProgramInfo) -> String {
-    String::from_utf8_lossy(info.name()).into_owned()
 }
 
 /// What of `union bpf_attr` belongs to `BPF_PROG_QUERY`. All of it: some kernels
@@ -99,17 +149,19 @@ struct Query {
     revision: u64,
 }
 
-/// The ids of the programs that run on a hook, directly or by a parent of the
-/// cgroup. aya asks this for one hook of its own.
-fn attached(cgroup: &File, hook: u32) -> io::Result<Vec<u32>> {
+/// `BPF_F_QUERY_EFFECTIVE`: what runs there, by a parent of the cgroup as well.
+const EFFECTIVE: u32 = 1;
+
+/// The ids of the programs that hang on a hook of a cgroup. aya asks this for one hook of
+/// its own.
+fn attached(cgroup: &File, hook: u32, flags: u32) -> io::Result<Vec<u32>> {
     const BPF_PROG_QUERY: libc::c_long = 16;
-    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
     // The kernel takes no more on one hook (BPF_CGROUP_MAX_PROGS).
     let mut ids = [0_u32; 64];
     let mut query = Query {
         target_fd: cgroup.as_raw_fd().cast_unsigned(),
         attach_type: hook,
-        query_flags: BPF_F_QUERY_EFFECTIVE,
+        query_flags: flags,
         prog_ids: ids.as_mut_ptr() as u64,
         prog_cnt: 64,
         ..Query::default()

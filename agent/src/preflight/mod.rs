@@ -93,6 +93,7 @@ pub fn all(places: &Places) -> Vec<Finding> {
             if findings.iter().all(|one| one.level < Level::Failure) {
                 findings.extend(kernel::features());
                 findings.push(neighbours::on_cgroup(&root));
+                findings.push(neighbours::lookups());
                 findings.push(neighbours::splicers());
                 findings.push(kernel::splicing());
             }
