@@ -27,7 +27,10 @@ pub fn message(call: Outgoing) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    if sender.leaving != 0 {
+    // The rest of a long message comes here also when its socket was taken out of the map
+    // while its sender waited for room. By then it may have been told to leave again, and
+    // nobody would take that back.
+    if sender.member == 0 || sender.leaving != 0 {
         return;
     }
     let netns = call.netns();

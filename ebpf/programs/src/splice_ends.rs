@@ -199,7 +199,8 @@ fn is_proxys(socket: Socket, settings: &PodSettings) -> bool {
 /// Something that it sent was acknowledged.
 #[inline(always)]
 pub fn acknowledged(event: TcpEvent, socket: Socket) {
-    if !is_on() {
+    // The acknowledgement of a SYN comes here, too.
+    if !is_on() || event.data_segments() == 0 {
         return;
     }
     let known = SENDERS.get_mut(socket);
@@ -356,18 +357,18 @@ fn ask_for(netns: NetnsCookie, sender: &Sender) -> bool {
 /// The state of a socket is about to change.
 #[inline(always)]
 pub fn changes(event: TcpEvent, socket: Socket) {
-    if !is_on() {
+    let state = event.new_state();
+    let at_end = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
+    if !is_on() || !at_end {
         return;
     }
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    let state = event.new_state();
     // A program that has sent its last may now read in any way. Nothing was put
     // into its queue, so that nothing is lost; of those into whose queue something
     // may have been put, the kernel lets go when they are closed.
-    let at_end = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE;
-    if at_end && sender.flags & END_PROXY == 0 && !applications_receive() && sender.member != 0 {
+    if sender.flags & END_PROXY == 0 && !applications_receive() && sender.member != 0 {
         take_out(sender);
     }
     if state == BPF_TCP_CLOSE {

@@ -24,8 +24,11 @@ fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
         let back = scope.spawn(|| rounds(&pair.server, &bytes, &over));
         let read_forth = scope.spawn(|| compare(&pair.server, &bytes));
         let read_back = scope.spawn(|| compare(&pair.client, &bytes));
-        meanwhile();
-        over.store(true, Ordering::Relaxed);
+        {
+            // Also when it fails: the others would go on for ever.
+            let _ends = Ends(&over);
+            meanwhile();
+        }
         let (forth, back) = (forth.join(), back.join());
         assert_eq!(
             read_forth.join().expect("it is the same"),
@@ -36,6 +39,15 @@ fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
             back.expect("it is sent")
         );
     });
+}
+
+/// Says that it is over, when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Sends the bytes again and again, until it is over; how often.
