@@ -429,6 +429,8 @@ pub fn visited(visit: FileVisit) {
     // SAFETY: as above.
     let peer = unsafe { ENDS.get(sender.key.peer()) };
     let receives = is_receiver(sender.flags, peer.map_or(0, |peer| peer.flags));
+    // What it has sent since it was last a member went by TCP.
+    sender.spliced = 0;
     // First, because its first message may come before this returns.
     sender.member = 1;
     let done = if receives {

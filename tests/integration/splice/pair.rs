@@ -260,6 +260,24 @@ impl Lab {
         });
     }
 
+    /// Waits until more messages have found their reader not ready than a member of the map
+    /// is allowed.
+    pub(super) fn waits_for_its_reader(&self) {
+        const MANY: u64 = 100;
+        let missed = || {
+            let counters = self.counters();
+            let of = |why: &str| counters["fallbacks"][why].as_u64().unwrap_or(0);
+            of("not_drained") + of("receiver_full")
+        };
+        let before = missed();
+        wait_until("messages that find their reader not ready", || {
+            let more = missed() - before;
+            (more >= MANY)
+                .then_some(())
+                .ok_or_else(|| format!("{more} of {MANY}"))
+        });
+    }
+
     /// What `shunt status` says of what the sockets of the client's pod spliced.
     pub(super) fn counters(&self) -> Value {
         let status = self.agent().status();

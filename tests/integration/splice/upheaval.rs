@@ -98,6 +98,19 @@ fn end_and_start(lab: &mut Lab, end: End) {
     });
 }
 
+/// An application that sends more than its proxy reads is taken out of the map for a while.
+#[test]
+fn an_application_may_come_and_go() {
+    let lab = Lab::on(Hop::IntoProxy);
+    let pair = lab.spliced();
+    transfer(&pair, || {
+        for _ in 0..4 {
+            lab.splices_more();
+            lab.waits_for_its_reader();
+        }
+    });
+}
+
 #[test]
 fn an_agent_may_end_and_another_start() {
     for hop in Hop::BOTH {
