@@ -71,9 +71,12 @@ impl EverybodysBinary {
     #[expect(clippy::new_without_default, reason = "it copies a file")]
     pub fn new() -> Self {
         let directory = temp_dir("everybodys");
-        let everybody = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(directory.path(), everybody).expect("our own directory");
-        copy_program(&binary(), &directory.path().join("shunt"));
+        let copy = directory.path().join("shunt");
+        copy_program(&binary(), &copy);
+        for path in [directory.path(), &copy] {
+            let everybody = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(path, everybody).expect("our own directory");
+        }
         Self { directory }
     }
 

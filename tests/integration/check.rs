@@ -31,6 +31,7 @@ fn findings(ran: &Ran) -> Vec<Value> {
     for finding in &findings {
         let nothing_to_do = finding["remedy"].as_str().unwrap_or_default().is_empty();
         assert_eq!(finding["level"] == "ok", nothing_to_do, "{finding}");
+        assert!(!finding.to_string().contains("  "), "{finding}");
     }
     findings
 }
@@ -98,12 +99,13 @@ fn the_programs_of_others_are_named() {
         assert!(hooks.contains(&program), "{program} in {hooks}");
     }
     assert!(hooks.contains("another shunt agent"), "{hooks}");
+    // From above: the agents of other tests are there as well.
     let above = cgroup.parent().expect("it is in one of this process");
-    let hooks = findings(&run(&mut check(above, &agent.place().bpffs())));
-    let (_, hooks) = about(&hooks, "neighbours");
-    let name = cgroup.file_name().expect("it has a name").display();
-    let program = format!("shunt_connect4 on connect4 of {name} (id ");
-    assert!(hooks.contains(&program), "{program} in {hooks}");
+    let from_above = findings(&run(&mut check(above, &agent.place().bpffs())));
+    let (_, below) = about(&from_above, "neighbours");
+    let program = "shunt_connect4 on connect4 of shunt-test-";
+    assert!(below.contains(program), "{program} in {below}");
+    // These are of the whole machine.
     for (subject, program) in [
         ("other lookups", "shunt_lookup on sk_lookup (id "),
         ("other splicers", "shunt_message on sk_msg (id "),

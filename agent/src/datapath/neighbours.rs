@@ -1,7 +1,7 @@
 //! What else is loaded in this kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirEntry, File},
     io,
     os::fd::AsRawFd as _,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::programs::{ProgramError, ProgramInfo, loaded_programs};
 use nix::libc;
 
 use super::hooks::{HOOKS, Hook};
@@ -48,52 +48,71 @@ impl Neighbour {
 /// When the directory cannot be opened, or the kernel refuses the question.
 pub fn neighbours(cgroup: &Path) -> Result<Vec<Neighbour>> {
     let root = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
-    let below = below(cgroup);
-    // Those that can be looked at; others go while they are listed.
-    let loaded: Vec<_> = loaded_programs().filter_map(Result::ok).collect();
-    let mut found = Vec::new();
-    for Hook { name, number, .. } in HOOKS {
-        let mut hanging: BTreeMap<u32, Vec<PathBuf>> = attached(&root, number, EFFECTIVE)
-            .with_context(|| format!("the kernel does not say what hangs on {name}"))?
-            .into_iter()
-            .map(|id| (id, Vec::new()))
-            .collect();
-        for (path, directory) in &below {
-            // It may be removed meanwhile.
-            for id in attached(directory, number, 0).unwrap_or_default() {
-                hanging.entry(id).or_default().push(path.clone());
+    // By their place in `HOOKS` and their id: where they hang.
+    let mut hanging: BTreeMap<(usize, u32), Vec<PathBuf>> = BTreeMap::new();
+    for (place, id) in on_every_hook(&root, EFFECTIVE)? {
+        hanging.insert((place, id), Vec::new());
+    }
+    let everywhere: BTreeSet<_> = hanging.keys().copied().collect();
+    for path in below(cgroup) {
+        // One is open at a time: there may be thousands.
+        let Some(directory) = unless_gone(File::open(cgroup.join(&path)))
+            .with_context(|| format!("cannot open {} in {}", path.display(), cgroup.display()))?
+        else {
+            continue;
+        };
+        for hook in on_every_hook(&directory, 0)? {
+            if !everywhere.contains(&hook) {
+                hanging.entry(hook).or_default().push(path.clone());
             }
         }
-        found.extend(loaded.iter().filter_map(|info| {
-            let below = hanging.remove(&info.id())?;
-            Some(Neighbour {
-                below,
-                ..Neighbour::new(name, info)
-            })
-        }));
+    }
+    let loaded = loaded()?;
+    let found = hanging.into_iter().filter_map(|((place, id), below)| {
+        let info = loaded.iter().find(|info| info.id() == id)?;
+        Some(Neighbour {
+            below,
+            ..Neighbour::new(HOOKS[place].name, info)
+        })
+    });
+    Ok(found.collect())
+}
+
+/// What hangs on each hook of a cgroup, by its place in [`HOOKS`]; nothing, when the cgroup is
+/// removed meanwhile.
+fn on_every_hook(cgroup: &File, flags: u32) -> Result<Vec<(usize, u32)>> {
+    let mut found = Vec::new();
+    for (place, Hook { name, number, .. }) in HOOKS.iter().enumerate() {
+        let ids = unless_gone(attached(cgroup, *number, flags))
+            .with_context(|| format!("the kernel does not say what hangs on {name}"))?;
+        found.extend(ids.into_iter().flatten().map(|id| (place, id)));
     }
     Ok(found)
 }
 
-/// Every directory below a cgroup, with its path from there.
-fn below(cgroup: &Path) -> Vec<(PathBuf, File)> {
+/// `None` in place of an error that says that something is not there any more.
+fn unless_gone<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Every directory below a cgroup, as a path from there.
+fn below(cgroup: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut ahead = vec![PathBuf::new()];
     while let Some(path) = ahead.pop() {
-        // What is removed meanwhile has no programs.
+        // It may have been removed meanwhile.
         let entries = fs::read_dir(cgroup.join(&path)).into_iter().flatten();
         let is_directory = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-        for entry in entries.flatten().filter(is_directory) {
-            let path = path.join(entry.file_name());
-            found.extend(
-                File::open(entry.path())
-                    .ok()
-                    .map(|opened| (path.clone(), opened)),
-            );
-            ahead.push(path);
-        }
+        let inside = entries.flatten().filter(is_directory);
+        let inside: Vec<_> = inside.map(|entry| path.join(entry.file_name())).collect();
+        found.extend_from_slice(&inside);
+        ahead.extend(inside);
     }
-    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    found.sort();
     found
 }
 
@@ -120,15 +139,23 @@ pub fn lookups() -> Result<Vec<Neighbour>> {
 
 /// The loaded programs of these types (`enum bpf_prog_type`), which have such names.
 fn of_types(types: &[(u32, &'static str)]) -> Result<Vec<Neighbour>> {
-    let mut found = Vec::new();
-    for info in loaded_programs() {
-        let info = info.context("cannot list the loaded programs")?;
+    let found = loaded()?.into_iter().filter_map(|info| {
         let kind = info.program_type() as u32;
-        if let Some((_, name)) = types.iter().find(|(number, _)| *number == kind) {
-            found.push(Neighbour::new(name, &info));
-        }
-    }
-    Ok(found)
+        let (_, name) = types.iter().find(|(number, _)| *number == kind)?;
+        Some(Neighbour::new(name, &info))
+    });
+    Ok(found.collect())
+}
+
+/// Every program that is loaded, but for those that go while they are listed.
+fn loaded() -> Result<Vec<ProgramInfo>> {
+    let all = loaded_programs().filter_map(|info| match info {
+        Err(ProgramError::SyscallError(error)) => unless_gone(Err(error.io_error))
+            .transpose()
+            .map(|gone| gone.context("cannot list the loaded programs")),
+        other => Some(other.context("cannot list the loaded programs")),
+    });
+    all.collect()
 }
 
 /// What of `union bpf_attr` belongs to `BPF_PROG_QUERY`. All of it: some kernels

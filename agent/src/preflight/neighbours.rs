@@ -1,6 +1,9 @@
 //! Programs of others on the hooks that shunt uses.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 
@@ -28,25 +31,44 @@ fn whose(name: &str) -> &'static str {
         .map_or("somebody else", |(_, owner)| owner)
 }
 
+/// Each program once, however often it is loaded: some are for every unit or pod.
 fn described(neighbours: &[Neighbour]) -> String {
-    let each = neighbours.iter().map(|one| {
-        let Neighbour { hook, name, id, .. } = one;
+    let mut each: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for one in neighbours {
+        each.entry((one.hook, &one.name)).or_default().push(one);
+    }
+    let each = each.into_iter().map(|((hook, name), them)| {
+        let below: Vec<_> = them.iter().flat_map(|one| one.below.clone()).collect();
+        let ids: Vec<_> = them.iter().map(|one| one.id.to_string()).collect();
         format!(
-            "{name} on {hook}{} (id {id}, {})",
-            place(&one.below),
+            "{name} on {hook}{} (id {}, {})",
+            place(&below),
+            some(&ids),
             whose(name)
         )
     });
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// Where it hangs, when that is not the whole cgroup: one of the places, and how many more
-/// there are.
+/// Where they hang, when that is not the whole cgroup.
 fn place(below: &[PathBuf]) -> String {
-    match below {
+    let below: Vec<_> = below
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    if below.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", some(&below))
+    }
+}
+
+/// The first of them, and how many more there are.
+fn some(all: &[String]) -> String {
+    match all {
         [] => String::new(),
-        [only] => format!(" of {}", only.display()),
-        [first, others @ ..] => format!(" of {} and {} more", first.display(), others.len()),
+        [only] => only.clone(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
     }
 }
 
@@ -78,7 +100,9 @@ pub(super) fn lookups() -> Finding {
     loaded(
         "other lookups",
         datapath::lookups(),
-        "where they choose a socket for a connection to an enrolled pod it may not come to the          proxy; detach them from the network namespaces of these pods (`bpftool net` in a pod, or          `bpftool link`, says which those are)",
+        "where they choose a socket for a connection to an enrolled pod it may not come to the \
+         proxy; detach them from the network namespaces of these pods (`bpftool link` says which \
+         those are)",
     )
 }
 
@@ -87,7 +111,8 @@ pub(super) fn splicers() -> Finding {
     loaded(
         "other splicers",
         datapath::splicers(),
-        "a socket that they hold goes by TCP, and is counted as no_room (`shunt status`); stop          them if shunt is to splice it, or run shunt with `--splice off`",
+        "a socket that they hold goes by TCP, and is counted as no_room (`shunt status`); stop \
+         them if shunt is to splice it, or run shunt with `--splice off`",
     )
 }
 
@@ -113,6 +138,20 @@ mod tests {
         assert_eq!(whose("cil_sock4_connect"), "Cilium");
         assert_eq!(whose("mb_sock_connect4"), "Merbridge");
         assert_eq!(whose("my_own"), "somebody else");
+    }
+
+    #[test]
+    fn a_program_that_is_loaded_often_is_named_once() {
+        let loaded = |id, below: &str| Neighbour {
+            hook: "bind4",
+            name: "sd_bind4".to_owned(),
+            id,
+            below: vec![PathBuf::from(below)],
+        };
+        assert_eq!(
+            described(&[loaded(7, "a.service"), loaded(9, "b.service")]),
+            "sd_bind4 on bind4 of a.service and 1 more (id 7 and 1 more, systemd)"
+        );
     }
 
     #[test]

@@ -157,23 +157,25 @@ pub struct Sender {
     pub flags: u32,
     /// 1 when its end is in `ENDS`. Written by `sock_ops`.
     pub known: u32,
-    /// How often its peer was looked for. Written by `sock_ops`.
+    /// How often its peer was looked for. Written by `sock_ops`, and by the iterator that could
+    /// not put it back.
     pub looks: u32,
-    /// 1 when it is in `SPLICED`. Written by the agent's iterator, and by
+    /// 1 when it is in `SPLICED` or `RECEIVERS`. Written by the agent's iterator, and by
     /// `sock_ops`, which takes it out.
     pub member: u32,
     /// How many messages went to the other end directly since it last had nothing to
-    /// read; 0 when the last bytes went by TCP. Written by `sk_msg`.
+    /// read; 0 when the last bytes went by TCP. Written by `sk_msg` while it is a member, and
+    /// by the iterator before.
     pub spliced: u32,
-    /// Not 0 when `sk_msg` asks `sock_ops` to take it out of `SPLICED`: a
-    /// `LEAVING_…` code.
+    /// Not 0 when it is to be taken out of `SPLICED`: a `LEAVING_…` code. Written by `sk_msg`
+    /// and by `sock_ops`, which does it.
     pub leaving: u32,
     /// How many more messages found the other end not ready than ready. Written by
-    /// `sk_msg`.
+    /// `sk_msg`; made 0 by `sock_ops`.
     pub missed: u32,
     /// When it may come back, after [`LEAVING_FOR_A_WHILE`]: in milliseconds since the
     /// node started, of which these are the lower 32 bits; 0 when it has not left.
-    /// Written by `sock_ops`.
+    /// Written by `sock_ops`, and by the iterator that could not put it back.
     pub back: u32,
 }
 

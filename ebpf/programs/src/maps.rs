@@ -144,9 +144,8 @@ pub static SPLICED: SockHash<EndKey, 131_072> = SockHash::new();
 #[btf_map]
 pub static RECEIVERS: SockHash<EndKey, 131_072> = SockHash::new();
 
-/// What is known of a socket that may be spliced, kept with it. Written by
-/// `sock_ops`, `sk_msg`, the iterator and on the entry of a send, each its own
-/// fields.
+/// What is known of a socket that may be spliced, kept with it. Written by `sock_ops`,
+/// `sk_msg` and the iterator: [`Sender`] says who writes what.
 #[btf_map]
 pub static SENDERS: SocketStorage<Sender, NO_PREALLOC> = SocketStorage::new();
 

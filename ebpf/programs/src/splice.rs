@@ -27,9 +27,10 @@ pub fn message(call: Outgoing) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    // The rest of a long message comes here also when its socket was taken out of the map
-    // while its sender waited for room. By then it may have been told to leave again, and
-    // nobody would take that back.
+    // One that was taken out of the map comes here for as long as calls of its program overlap
+    // (`sk_psock_get`). What it says then would be believed when it comes back, although what it
+    // sends after them does not come here: bytes would be spliced before others of TCP's that
+    // came first, and nobody would take back that it wants to leave.
     if sender.member == 0 || sender.leaving != 0 {
         return;
     }

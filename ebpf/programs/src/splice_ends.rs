@@ -19,8 +19,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
-    END_PASSIVE, END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, NetnsCookie, PodSettings,
-    Sender, SpliceMode, SpliceOffsets,
+    END_PASSIVE, END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD,
+    NetnsCookie, PodSettings, Sender, SpliceMode, SpliceOffsets,
 };
 
 use shunt_decide::{least_mode, most_offered, offers_too_much};
@@ -77,6 +77,10 @@ const AWHILE: u32 = 1000;
 /// `-EOPNOTSUPP`: a half of the connection is closed, and so it is not put into a map
 /// (`sock_map_sk_state_allowed`).
 const NOT_ESTABLISHED: i64 = -95;
+
+/// `-EBUSY`: a map with a program has the socket, or has had it and a call of its program is
+/// still under way (`sock_map_link`).
+const BUSY: i64 = -16;
 
 /// `O_NONBLOCK`
 const NONBLOCK: u32 = 0o4000;
@@ -292,9 +296,8 @@ fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
         // In the mode `all` it may have been given something, too.
         take_out(sender);
         if sender.leaving == LEAVING_FOR_A_WHILE {
-            sender.back = kernel::now_ms().wrapping_add(AWHILE).max(1);
+            stay_away(sender);
             sender.missed = 0;
-            sender.looks = 0;
             sender.leaving = 0;
         } else {
             event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
@@ -306,6 +309,13 @@ fn stay_or_leave(event: TcpEvent, socket: Socket, sender: &mut Sender) {
 #[inline(always)]
 fn is_away(sender: &Sender) -> bool {
     sender.back != 0 && sender.back.wrapping_sub(kernel::now_ms()).cast_signed() > 0
+}
+
+/// Has it come back later, and look for its peer anew.
+#[inline(always)]
+fn stay_away(sender: &mut Sender) {
+    sender.back = kernel::now_ms().wrapping_add(AWHILE).max(1);
+    sender.looks = 0;
 }
 
 /// Lets the other end find this one.
@@ -365,11 +375,12 @@ pub fn changes(event: TcpEvent, socket: Socket) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    // A program that has sent its last may now read in any way. Nothing was put
-    // into its queue, so that nothing is lost; of those into whose queue something
-    // may have been put, the kernel lets go when they are closed.
-    if sender.flags & END_PROXY == 0 && !applications_receive() && sender.member != 0 {
-        take_out(sender);
+    if leaves_at_end(sender) {
+        // The iterator may be about to put it there.
+        sender.leaving = LEAVING_FOR_GOOD;
+        if sender.member != 0 {
+            take_out(sender);
+        }
     }
     if state == BPF_TCP_CLOSE {
         if sender.known != 0 {
@@ -377,6 +388,14 @@ pub fn changes(event: TcpEvent, socket: Socket) {
         }
         SENDERS.remove(socket);
     }
+}
+
+/// Whether the socket leaves the map when it has sent its last: its program may read in any
+/// way then. Nothing was put into its queue, so that nothing is lost; of those into whose
+/// queue something may have been put, the kernel lets go when they are closed.
+#[inline(always)]
+fn leaves_at_end(sender: &Sender) -> bool {
+    sender.flags & END_PROXY == 0 && !applications_receive()
 }
 
 /// Takes the socket out of the map. The key is given where it lies, and not copied: nobody
@@ -429,21 +448,27 @@ pub fn visited(visit: FileVisit) {
     // SAFETY: as above.
     let peer = unsafe { ENDS.get(sender.key.peer()) };
     let receives = is_receiver(sender.flags, peer.map_or(0, |peer| peer.flags));
-    // What it has sent since it was last a member went by TCP.
+    // What it has sent since it was last a member went by TCP. So does what it sends until it is
+    // one again, and this has no other writer.
     sender.spliced = 0;
-    // First, because its first message may come before this returns.
-    sender.member = 1;
     let done = if receives {
         put(map_of(&RECEIVERS), sender, socket)
     } else {
         put(map_of(&SPLICED), sender, socket)
     };
-    if done != 0 {
-        sender.member = 0;
-    }
-    if done != 0 && done != NOT_ESTABLISHED {
+    match done {
+        0 => {
+            sender.member = 1;
+            // It may have sent its last meanwhile.
+            if sender.leaving != 0 && leaves_at_end(sender) {
+                take_out(sender);
+            }
+        }
+        // The kernel has not let go of it yet.
+        BUSY if sender.back != 0 => stay_away(sender),
+        NOT_ESTABLISHED => {}
         // SAFETY: as above; this word never changes.
-        counters::by_tcp(unsafe { (*end).netns }, Fallback::NoRoom);
+        _ => counters::by_tcp(unsafe { (*end).netns }, Fallback::NoRoom),
     }
 }
 

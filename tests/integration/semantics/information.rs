@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use nix::{libc, poll::PollFlags};
 use shunt_tests::{
     End,
+    deadline::wait_until,
     end::ENDED,
     syscall::{option, send_queue},
 };
@@ -43,7 +44,7 @@ fn what_tcp_tells_of_itself() {
         peer.gets("ghi");
         assert_eq!(app.shutdown(std::net::Shutdown::Write), Ok(()));
         app.has(PollFlags::POLLHUP);
-        shunt_tests::deadline::wait_until("the last acknowledgement", || {
+        wait_until("the last acknowledgement", || {
             match told_of_itself(&app.unnoticed()).0 {
                 CLOSED => Ok(()),
                 other => Err(other.to_string()),
@@ -58,7 +59,7 @@ const CLOSE_WAIT: u8 = 8;
 
 /// Waits until everything that was sent is acknowledged.
 fn settle(end: &End) {
-    shunt_tests::deadline::wait_until("acknowledgements", || match send_queue(end.socket()) {
+    wait_until("acknowledgements", || match send_queue(end.socket()) {
         (0, _) => Ok(()),
         (left, _) => Err(format!("{left} bytes")),
     });

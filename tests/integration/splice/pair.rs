@@ -260,21 +260,15 @@ impl Lab {
         });
     }
 
-    /// Waits until more messages have found their reader not ready than a member of the map
-    /// is allowed.
-    pub(super) fn waits_for_its_reader(&self) {
-        const MANY: u64 = 100;
-        let missed = || {
-            let counters = self.counters();
-            let of = |why: &str| counters["fallbacks"][why].as_u64().unwrap_or(0);
-            of("not_drained") + of("receiver_full")
-        };
-        let before = missed();
-        wait_until("messages that find their reader not ready", || {
-            let more = missed() - before;
-            (more >= MANY)
+    /// Waits until nothing is counted of what the client's pod sends, neither what is spliced nor
+    /// what is not: its socket is out of the map.
+    pub(super) fn splices_nothing(&self) {
+        wait_until("the socket to be taken out of the map", || {
+            let before = self.counters();
+            let now = self.counters();
+            (now == before)
                 .then_some(())
-                .ok_or_else(|| format!("{more} of {MANY}"))
+                .ok_or_else(|| format!("{before}, then {now}"))
         });
     }
 

@@ -26,7 +26,7 @@ fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
         let read_back = scope.spawn(|| compare(&pair.client, &bytes));
         {
             // Also when it fails: the others would go on for ever.
-            let _ends = Ends(&over);
+            let _over = OverOnDrop(&over);
             meanwhile();
         }
         let (forth, back) = (forth.join(), back.join());
@@ -41,10 +41,10 @@ fn transfer(pair: &Pair, meanwhile: impl FnOnce()) {
     });
 }
 
-/// Says that it is over, when it is dropped.
-struct Ends<'a>(&'a AtomicBool);
+/// Says that it is over.
+struct OverOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Ends<'_> {
+impl Drop for OverOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -106,7 +106,7 @@ fn an_application_may_come_and_go() {
     transfer(&pair, || {
         for _ in 0..4 {
             lab.splices_more();
-            lab.waits_for_its_reader();
+            lab.splices_nothing();
         }
     });
 }
