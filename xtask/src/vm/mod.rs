@@ -194,7 +194,7 @@ type Variable = (&'static str, &'static str);
 
 /// The tests that need an agent with another layout of maps, which takes as long to build
 /// as the agent.
-const WITH_OTHER_AGENT: &str = "another_layout";
+const WITH_OTHER_AGENT: [&str; 2] = ["another_layout", "another_build"];
 
 /// The tests that start the CNI plugin, which no variable names: it is beside the agent.
 const WITH_PLUGIN: &str = "cni::";
@@ -203,7 +203,8 @@ const WITH_PLUGIN: &str = "cni::";
 /// set has no Envoy: what is not packed is not unpacked.
 fn programs(target: &Target, tests: &[String], core: bool) -> Result<(Vec<Packed>, Vec<Variable>)> {
     let mut programs = vec![("SHUNT_BIN", target.release("shunt"), image::AGENT)];
-    if tests.iter().any(|name| name.contains(WITH_OTHER_AGENT)) {
+    let needs_other = |name: &String| WITH_OTHER_AGENT.iter().any(|with| name.contains(with));
+    if tests.iter().any(needs_other) {
         let other = build::other_agent(target)?;
         programs.push(("SHUNT_OTHER_BIN", other, image::OTHER_AGENT));
     }
