@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     Cgroup, Netns, Owner, Process, command::copy_program, deadline::DEADLINE, leftovers::temp_dir,
-    netns::node_command,
+    netns::node_command, require_root,
 };
 
 /// The binary under test: `SHUNT_BIN`, or the one of `cargo xtask build`.
@@ -67,9 +67,10 @@ impl EverybodysBinary {
     ///
     /// # Panics
     ///
-    /// When the binary cannot be copied.
+    /// Without root, and when the binary cannot be copied.
     #[expect(clippy::new_without_default, reason = "it copies a file")]
     pub fn new() -> Self {
+        require_root();
         let directory = temp_dir("everybodys");
         let copy = directory.path().join("shunt");
         copy_program(&binary(), &copy);

@@ -15,7 +15,6 @@ use shunt_tests::{
     agent::{EverybodysBinary, Ran, binary, run},
     leftovers::temp_dir,
     mesh::ISTIO_DEFAULTS,
-    require_root,
 };
 
 use crate::lab::Lab;
@@ -208,9 +207,9 @@ const NOBODY: Owner = Owner {
 
 #[test]
 fn an_agent_needs_root() {
-    require_root();
+    let everybodys = EverybodysBinary::new();
     let other = temp_dir("other");
-    let ran = run(EverybodysBinary::new()
+    let ran = run(everybodys
         .command(NOBODY)
         .args(["run", "--socket"])
         .arg(other.path().join("shunt.sock")));

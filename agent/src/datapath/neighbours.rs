@@ -1,7 +1,7 @@
 //! What else is loaded in this kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, DirEntry, File},
     io,
     os::fd::AsRawFd as _,
@@ -48,12 +48,10 @@ impl Neighbour {
 /// When the directory cannot be opened, or the kernel refuses the question.
 pub fn neighbours(cgroup: &Path) -> Result<Vec<Neighbour>> {
     let root = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+    let everywhere = on_every_hook(&root, EFFECTIVE)?;
     // By their place in `HOOKS` and their id: where they hang.
-    let mut hanging: BTreeMap<(usize, u32), Vec<PathBuf>> = BTreeMap::new();
-    for (place, id) in on_every_hook(&root, EFFECTIVE)? {
-        hanging.insert((place, id), Vec::new());
-    }
-    let everywhere: BTreeSet<_> = hanging.keys().copied().collect();
+    let mut hanging: BTreeMap<(usize, u32), Vec<PathBuf>> =
+        everywhere.iter().map(|hook| (*hook, Vec::new())).collect();
     for path in below(cgroup) {
         // One is open at a time: there may be thousands.
         let Some(directory) = unless_gone(File::open(cgroup.join(&path)))

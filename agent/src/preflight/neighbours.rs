@@ -31,13 +31,15 @@ fn whose(name: &str) -> &'static str {
         .map_or("somebody else", |(_, owner)| owner)
 }
 
-/// Each program once, however often it is loaded: some are for every unit or pod.
+/// Each program once, however often it is loaded: some are for every unit or pod. Those that
+/// hang on all of the cgroup are told apart.
 fn described(neighbours: &[Neighbour]) -> String {
     let mut each: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for one in neighbours {
-        each.entry((one.hook, &one.name)).or_default().push(one);
+        let key = (one.hook, &one.name, one.below.is_empty());
+        each.entry(key).or_default().push(one);
     }
-    let each = each.into_iter().map(|((hook, name), them)| {
+    let each = each.into_iter().map(|((hook, name, _), them)| {
         let below: Vec<_> = them.iter().flat_map(|one| one.below.clone()).collect();
         let ids: Vec<_> = them.iter().map(|one| one.id.to_string()).collect();
         format!(
@@ -142,15 +144,17 @@ mod tests {
 
     #[test]
     fn a_program_that_is_loaded_often_is_named_once() {
-        let loaded = |id, below: &str| Neighbour {
+        let loaded = |id, below: &[&str]| Neighbour {
             hook: "bind4",
             name: "sd_bind4".to_owned(),
             id,
-            below: vec![PathBuf::from(below)],
+            below: below.iter().map(PathBuf::from).collect(),
         };
+        let [one, other] = [loaded(7, &["a.service"]), loaded(9, &["b.service"])];
         assert_eq!(
-            described(&[loaded(7, "a.service"), loaded(9, "b.service")]),
-            "sd_bind4 on bind4 of a.service and 1 more (id 7 and 1 more, systemd)"
+            described(&[one, other, loaded(5, &[])]),
+            "sd_bind4 on bind4 of a.service and 1 more (id 7 and 1 more, systemd), \
+             sd_bind4 on bind4 (id 5, systemd)"
         );
     }
 
