@@ -42,7 +42,7 @@ pub use routes::{
 };
 pub use splice::{
     END_PASSIVE, END_PROXY, End, EndKey, FALLBACK_SLOTS, Fallback, LEAVING_FOR_A_WHILE,
-    LEAVING_FOR_GOOD, Peer, Sender, SpliceCounters, SpliceMode, SpliceOffsets,
+    LEAVING_FOR_GOOD, Peer, Sender, SpliceCounters, SpliceMode, SpliceOffsets, Unfinished,
 };
 
 /// The kernel's name of a network namespace: never reused while the node runs

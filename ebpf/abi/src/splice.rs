@@ -223,8 +223,39 @@ pub struct SpliceOffsets {
     pub tcp_clamp: u32,
     /// `struct sk_psock`: `ingress_msg`
     pub psock_queue: u32,
+    /// `struct sk_psock`: `refcnt`
+    pub psock_users: u32,
     /// The bit of `sk_flags` that SO_ZEROCOPY sets.
     pub zerocopy_bit: u32,
+}
+
+/// What the iterator over a socket map says of a member that is not done yet: it has something
+/// left to read, or a call of it is under way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// 1 when something was spliced into it that it has not read.
+    pub unread: u32,
+    /// 1 when a call holds what makes it a member (`struct sk_psock`): who sends does, from
+    /// before it is decided how until the other end has the bytes (`tcp_bpf_sendmsg`), and who
+    /// reads; and of the other end, who is about to give it something
+    /// (`tcp_bpf_sendmsg_redir`).
+    pub under_way: u32,
+}
+
+impl Unfinished {
+    /// From what the iterator has written.
+    #[inline]
+    pub const fn from_bytes(bytes: &[u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, unread @ .., i, j, k, l] = *bytes;
+        Self {
+            cookie: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            unread: u32::from_ne_bytes(unread),
+            under_way: u32::from_ne_bytes([i, j, k, l]),
+        }
+    }
 }
 
 /// How many codes [`Fallback`] has room for.

@@ -3,7 +3,7 @@
 use crate::{
     Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
     InterfaceKey, KernelOffsets, ListenerKey, MAX_OWNERS, PodSettings, PortChunk, PortChunkKey,
-    Route, RouteKey, Sender, SpliceCounters, SpliceOffsets,
+    Route, RouteKey, Sender, SpliceCounters, SpliceOffsets, Unfinished,
 };
 
 macro_rules! pod {
@@ -36,6 +36,7 @@ pod!(
     RouteKey,
     Sender,
     SpliceOffsets,
+    Unfinished,
 );
 
 // Sizes as the sum of the fields: a type with hidden padding does not compile.
@@ -60,5 +61,6 @@ const _: () = {
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<RouteKey>() == 24);
     assert!(size_of::<Sender>() == 56 + 32 + 4 * 8);
-    assert!(size_of::<SpliceOffsets>() == 4 * 18);
+    assert!(size_of::<SpliceOffsets>() == 4 * 19);
+    assert!(size_of::<Unfinished>() == 8 + 2 * 4);
 };

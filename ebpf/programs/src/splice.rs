@@ -5,7 +5,7 @@ use core::ptr;
 
 use shunt_abi::{
     END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD, NetnsCookie, Sender,
-    SpliceMode,
+    SpliceMode, Unfinished,
 };
 use shunt_decide::{Message, Way, splice};
 
@@ -160,17 +160,38 @@ fn mode(own: NetnsCookie, other: NetnsCookie) -> u32 {
 /// Whether bytes were spliced into the socket that it has not read yet.
 #[inline(always)]
 pub fn has_unread(socket: Socket) -> bool {
+    psock(socket).is_some_and(has_queue)
+}
+
+/// What a member of a socket map has not finished; `None` when it has finished everything.
+#[inline(always)]
+pub fn unfinished(socket: Socket) -> Option<Unfinished> {
+    let at = offsets();
+    let psock = psock(socket)?;
+    let unread = has_queue(psock);
+    // One for the map.
+    let under_way = psock.field::<u32>(at.psock_users)? > 1;
+    (unread || under_way).then_some(Unfinished {
+        cookie: Address::of(socket)?.field(at.common_cookie)?,
+        unread: unread.into(),
+        under_way: under_way.into(),
+    })
+}
+
+/// What makes the socket a member of a map (`struct sk_psock`).
+#[inline(always)]
+fn psock(socket: Socket) -> Option<Address> {
     /// The bits of the pointer that say what it points to.
     const MARKS: u64 = 7;
-    let at = offsets();
-    let psock = Address::of(socket)
-        .and_then(|sock| sock.field::<u64>(at.sock_user_data))
-        .and_then(|pointer| Address::kept(pointer & !MARKS));
-    let Some(psock) = psock else {
-        return false;
-    };
-    // An empty list is one whose head points to itself.
-    psock
-        .field::<u64>(at.psock_queue)
-        .is_some_and(|first| first != psock.number() + u64::from(at.psock_queue))
+    let pointer = Address::of(socket)?.field::<u64>(offsets().sock_user_data)?;
+    Address::kept(pointer & !MARKS)
+}
+
+/// Whether something that was spliced waits there. An empty list is one whose head points to
+/// itself.
+#[inline(always)]
+fn has_queue(psock: Address) -> bool {
+    let at = offsets().psock_queue;
+    let first = psock.field::<u64>(at);
+    first.is_some_and(|first| first != psock.number() + u64::from(at))
 }

@@ -55,6 +55,7 @@ static SPLICE_OFFSETS: Global<SpliceOffsets> = Global::new(SpliceOffsets {
     tcp_window: 0,
     tcp_clamp: 0,
     psock_queue: 0,
+    psock_users: 0,
     zerocopy_bit: 0,
 });
 
@@ -427,7 +428,14 @@ pub fn visited(visit: FileVisit) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 || is_away(sender) {
+    if sender.member != 0 {
+        // It sent its last in the moment in which this put it there.
+        if sender.leaving == LEAVING_FOR_GOOD && leaves_at_end(sender) {
+            take_out(sender);
+        }
+        return;
+    }
+    if sender.known == 0 || sender.leaving != 0 || is_away(sender) {
         return;
     }
     let (Some(tcp), Some(address)) = (Structure::tcp_sock(socket), Address::of(socket)) else {

@@ -24,14 +24,14 @@ extern "C" fn shunt_files(ctx: *mut TaskFile) -> i32 {
     0
 }
 
-/// Visits every member of the map (Linux 5.10), and says by a byte each which
-/// have something left to read.
+/// Visits every member of the map (Linux 5.10), and says what those have left to do that have
+/// not finished.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/sockmap")]
 extern "C" fn shunt_members(ctx: *mut Member) -> i32 {
     let visit = MemberVisit::new(ctx);
-    if visit.socket().is_some_and(splice::has_unread) {
-        visit.tick();
+    if let Some(what) = visit.socket().and_then(splice::unfinished) {
+        visit.say(&what);
     }
     0
 }

@@ -7,9 +7,12 @@ use std::{
     thread,
 };
 
+use nix::libc;
 use shunt_tests::{
     Agent,
     agent::{Place, binary, other_binary},
+    blocked::Blocked,
+    held::Held,
     mesh::ISTIO_DEFAULTS,
 };
 
@@ -163,6 +166,31 @@ fn what_a_sleeping_reader_has_not_read_outlives_the_agent() {
             send(&pair.client, b", and this");
             assert_eq!(receive(&pair.server, 25), b"read this later, and this");
         }
+    }
+}
+
+/// A sender that has decided to splice has to wait for its reader's lock, for longer than an
+/// agent takes to end. What it sends comes, although nothing of it is there any more when it is
+/// read: the map of a reader lives as long as an agent, a pin, or a sender.
+#[test]
+fn what_is_about_to_be_given_outlives_the_agent() {
+    let bytes = b"this takes a while";
+    for hop in Hop::BOTH {
+        let mut lab = Lab::on(hop);
+        let pair = lab.spliced();
+        let before = lab.spliced_bytes();
+        let held = Held::new(&pair.server);
+        let client = pair.client.try_clone().expect("it is open");
+        let sending = Blocked::in_call(libc::SYS_sendto, move || send(&client, bytes));
+        assert_eq!(lab.spliced_bytes() - before, bytes.len() as u64);
+        let place = lab.take_agent().stop();
+        assert!(!sending.has_ended(), "the reader's lock was not held");
+        held.release();
+        sending.answer();
+        drop(pair.client);
+        // Whatever is to go has gone by then.
+        lab.start_agent(place);
+        assert_eq!(receive(&pair.server, bytes.len() + 1), bytes);
     }
 }
 

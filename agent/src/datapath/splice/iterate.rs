@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::programs::{Iter, iter::IterLink};
 use nix::libc;
+use shunt_abi::Unfinished;
 
 use crate::datapath::link::{bpf, descriptor, raw};
 
@@ -52,10 +53,21 @@ struct IterCreate {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub(super) fn all(program: &mut Iter) -> Result<Vec<u8>> {
+pub(super) fn all(program: &mut Iter) -> Result<()> {
     let link = program.attach().context("cannot start an iterator")?;
     let link: IterLink = program.take_link(link).context("cannot keep an iterator")?;
-    read(link.into_file().context("cannot open an iterator")?)
+    read(link.into_file().context("cannot open an iterator")?).map(drop)
+}
+
+/// Asks which members of a map of sockets have not finished, by the program `shunt_members`.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) fn unfinished(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<Unfinished>> {
+    let said = over_map(program, map)?;
+    let (members, _) = said.as_chunks();
+    Ok(members.iter().map(Unfinished::from_bytes).collect())
 }
 
 /// Runs an iterator over the elements of a map to its end.
@@ -63,7 +75,7 @@ pub(super) fn all(program: &mut Iter) -> Result<Vec<u8>> {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub(super) fn over_map(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<u8>> {
+fn over_map(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let program = program.fd().context("the iterator is not loaded")?;
     let over = OverMap {
         map: raw(map),

@@ -18,7 +18,10 @@ use aya::{
 };
 use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
 
-use super::{PATIENCE, SOCKET_MAPS, SPLICE_OBJECT, iterate, of_kernel};
+use super::{
+    PATIENCE, SOCKET_MAPS, SPLICE_OBJECT, iterate, of_kernel,
+    senders::{Senders, has_unread},
+};
 use crate::{
     bpffs::PinDir,
     datapath::{kernel_types::KernelTypes, typed},
@@ -26,6 +29,10 @@ use crate::{
 
 /// How long the thread pauses between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// A call that takes longer is one that reads, in blocking mode: nothing that was decided before
+/// it began is waited for.
+const LONGEST_CALL: Duration = Duration::from_secs(10);
 
 /// Takes care of the maps that were left: everything that still goes through them
 /// is sent by TCP, and they are removed as soon as nothing in them is unread.
@@ -97,21 +104,28 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>)
             .context("the embedded object lacks a program")?,
     )?;
     iterator.load("sockmap", &Btf::from_sys_fs()?)?;
+    let began = Instant::now();
+    let mut senders = Senders::new();
     while !maps.is_empty() && until.is_none_or(|until| Instant::now() < until) {
-        // First: who has just decided over a message has passed it on by then.
-        thread::sleep(PAUSE);
+        // First: what they have given is unread in a look that begins afterwards.
+        let are_through = senders.are_through() || began.elapsed() >= LONGEST_CALL;
+        let mut members = Vec::new();
         let mut kept = Vec::new();
         for pin in maps {
             let Ok(map) = MapData::from_pin(&pin) else {
                 continue;
             };
-            if iterate::over_map(iterator, map.fd().as_fd())?.is_empty() {
+            let of_map = iterate::unfinished(iterator, map.fd().as_fd())?;
+            if are_through && !has_unread(&of_map) {
                 remove(&pin)?;
             } else {
                 kept.push(pin);
             }
+            members.extend(of_map);
         }
+        senders.look(&members);
         maps = kept;
+        thread::sleep(PAUSE);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ mod iterate;
 mod left;
 mod offsets;
 mod selftest;
+mod senders;
 
 use std::{
     os::fd::AsFd as _,
@@ -18,9 +19,10 @@ use aya::{
     programs::{Iter, SkMsg},
 };
 use serde::{Deserialize, Serialize};
-use shunt_abi::{EndKey, SpliceMode, SpliceOffsets};
+use shunt_abi::{EndKey, SpliceMode, SpliceOffsets, Unfinished};
 
 pub use self::selftest::{Trial, Tried, try_out};
+use self::senders::{Senders, has_unread};
 pub(super) use self::{
     left::{drain_before_removal, drain_left},
     offsets::of_kernel,
@@ -41,11 +43,6 @@ const SOCKET_MAPS: &[&str] = &["RECEIVERS", "SPLICED"];
 /// How long the agent waits at its end for bytes that were spliced and not read
 /// yet.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// For how long nothing may be unread before the maps go. Whoever has decided to splice a
-/// message gives it to the reader a moment later, for which the kernel may have to wait for
-/// memory, or for the reader's lock.
-const QUIET: Duration = Duration::from_millis(200);
 
 /// How long it pauses between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -186,7 +183,7 @@ impl Splicing {
     ///
     /// When the kernel refuses the iterator.
     pub(super) fn admit(&mut self) -> Result<()> {
-        iterate::all(self.program::<Iter>("shunt_files")?).map(drop)
+        iterate::all(self.program::<Iter>("shunt_files")?)
     }
 
     /// From now on everything goes by TCP.
@@ -200,21 +197,25 @@ impl Splicing {
             .context("cannot write to the map SPLICE_STOP")
     }
 
-    /// How many sockets have something left to read that was spliced.
+    /// The members that have something left to read, or are in the middle of a call.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the iterator.
-    pub(super) fn unread(&self) -> Result<usize> {
+    pub(super) fn unfinished(&self) -> Result<Vec<Unfinished>> {
         let program: &Iter = self
             .object
             .program("shunt_members")
             .context("the embedded object lacks a program")?
             .try_into()?;
-        SOCKET_MAPS
-            .iter()
-            .map(|name| iterate::over_map(program, self.sockets(name)?.fd().as_fd()))
-            .try_fold(0, |sum, ticks| Ok(sum + ticks?.len()))
+        let mut all = Vec::new();
+        for name in SOCKET_MAPS {
+            all.extend(iterate::unfinished(
+                program,
+                self.sockets(name)?.fd().as_fd(),
+            )?);
+        }
+        Ok(all)
     }
 
     /// Ends splicing: everything goes by TCP, and what was spliced is waited for.
@@ -228,14 +229,16 @@ impl Splicing {
             return Ok(true);
         }
         self.pause(true)?;
+        let mut senders = Senders::new();
         let until = Instant::now() + PATIENCE;
-        let mut quiet: Option<Instant> = None;
         while Instant::now() < until {
-            if self.unread()? > 0 {
-                quiet = None;
-            } else if quiet.get_or_insert_with(Instant::now).elapsed() >= QUIET {
+            // First: what they have given is unread in a look that begins afterwards.
+            let are_through = senders.are_through();
+            let members = self.unfinished()?;
+            if are_through && !has_unread(&members) {
                 return Ok(true);
             }
+            senders.look(&members);
             thread::sleep(PAUSE);
         }
         Ok(false)

@@ -30,6 +30,7 @@ pub(in crate::datapath) fn of_kernel(types: &KernelTypes) -> Result<SpliceOffset
         tcp_window: at("tcp_sock", "rcv_wnd")?,
         tcp_clamp: at("tcp_sock", "window_clamp")?,
         psock_queue: at("sk_psock", "ingress_msg")?,
+        psock_users: at("sk_psock", "refcnt")?,
         zerocopy_bit: types.value("sock_flags", "SOCK_ZEROCOPY")?,
     })
 }

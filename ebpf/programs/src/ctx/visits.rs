@@ -6,6 +6,7 @@ use aya_ebpf::{
     bindings::{file, seq_file},
     helpers::generated::{bpf_seq_write, bpf_sock_from_file},
 };
+use shunt_abi::Unfinished;
 
 use super::Socket;
 
@@ -115,13 +116,13 @@ impl MemberVisit {
         (!sk.is_null()).then_some(Socket(sk))
     }
 
-    /// Adds a byte to what the reader of the iterator reads.
+    /// Adds to what the reader of the iterator reads.
     #[inline(always)]
-    pub fn tick(self) {
+    pub fn say(self, what: &Unfinished) {
         let meta = read!(self.0, meta);
         let seq = read!(meta, seq);
-        let byte = b'.';
-        // SAFETY: the file of this context, and one byte.
-        let _ = unsafe { bpf_seq_write(seq, (&raw const byte).cast(), 1) };
+        let from = core::ptr::from_ref(what).cast();
+        // SAFETY: the file of this context, and so many bytes, none of them padding.
+        let _ = unsafe { bpf_seq_write(seq, from, size_of::<Unfinished>() as u32) };
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Btf,
     maps::{HashMap, MapData, SkStorage},
@@ -153,9 +153,16 @@ impl Bench {
         self.splicing.pause(by_tcp)
     }
 
-    /// How many sockets have something left to read that was spliced.
+    /// How many sockets have something left to read that was spliced. None of them may be in
+    /// the middle of a call.
     pub(super) fn unread(&self) -> Result<usize> {
-        self.splicing.unread()
+        let members = self.splicing.unfinished()?;
+        let calls = members.iter().filter(|member| member.under_way != 0);
+        ensure!(
+            calls.count() == 0,
+            "a socket at rest is taken for one in use"
+        );
+        Ok(members.len())
     }
 }
 
