@@ -287,10 +287,13 @@ impl Site {
         Role::Client(job).start(self.client_pod.netns(), Owner::APP)
     }
 
-    /// Whether it takes thousands of connections at once: Envoy's limit is 1024
-    /// for each destination, and most of what it holds is memory of its own.
-    pub(crate) fn shows_its_memory(&self) -> bool {
-        self.kind == Kind::Minimal
+    /// How many of these connections it takes at once: Envoy's limit is 1024 for each
+    /// destination (`circuit_breakers`), and some may be about to end.
+    pub(crate) fn takes_of(&self, count: usize) -> usize {
+        match self.kind {
+            Kind::Minimal => count,
+            Kind::Envoy => count.min(1000),
+        }
     }
 
     /// Forgets the tracked connections that have ended, and all others.
