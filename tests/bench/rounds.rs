@@ -22,7 +22,7 @@ use crate::{
     report::{Figure, Report},
     role::Placement::{self, Apart, Together},
     times::{Times, micro},
-    world::Site,
+    world::{Kind, Site},
 };
 
 /// How long and how often.
@@ -88,7 +88,8 @@ impl fmt::Display for Effort {
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
              for {flood:?}, {rate} connections a second for {connects:?}. Memory: {rounds} \
-             rounds, with {held} connections held open (through Envoys 1000, of their 1024)."
+             rounds, with {held} connections held open, through Envoys {}.",
+            Kind::Envoy.takes_of(*held)
         )
     }
 }
@@ -148,7 +149,7 @@ pub(crate) fn measure(
         for _ in 0..effort.rounds {
             for site in &sites {
                 go_on(interrupt)?;
-                let [slab, queued] = memory(site, site.takes_of(effort.held));
+                let [slab, queued] = memory(site, site.kind().takes_of(effort.held));
                 for (figure, held) in [
                     (MEMORY, slab + queued),
                     (MEMORY_SLAB, slab),

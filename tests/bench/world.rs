@@ -129,6 +129,15 @@ impl Kind {
             Self::Envoy => "two Envoys",
         }
     }
+
+    /// How many of so many connections it takes at once: Envoy's limit is 1024 for each
+    /// destination (`circuit_breakers`), and some may be about to end.
+    pub(crate) fn takes_of(self, count: usize) -> usize {
+        match self {
+            Self::Minimal => count,
+            Self::Envoy => count.min(1000),
+        }
+    }
 }
 
 /// The two proxies.
@@ -285,15 +294,6 @@ impl Site {
             from: None,
         };
         Role::Client(job).start(self.client_pod.netns(), Owner::APP)
-    }
-
-    /// How many of these connections it takes at once: Envoy's limit is 1024 for each
-    /// destination (`circuit_breakers`), and some may be about to end.
-    pub(crate) fn takes_of(&self, count: usize) -> usize {
-        match self.kind {
-            Kind::Minimal => count,
-            Kind::Envoy => count.min(1000),
-        }
     }
 
     /// Forgets the tracked connections that have ended, and all others.

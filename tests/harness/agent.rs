@@ -359,6 +359,32 @@ impl Agent {
         &self.place
     }
 
+    /// How often its thread of this name has waited for something so far; `None` when it has no
+    /// such thread.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended.
+    pub fn waits_of(&self, thread: &str) -> Option<u64> {
+        let threads = format!("/proc/{}/task", self.process.pid());
+        let threads = fs::read_dir(threads).expect("the agent runs");
+        let field = |text: String, name: &str| -> Option<String> {
+            let mut lines = text.lines();
+            Some(
+                lines
+                    .find_map(|line| line.strip_prefix(name))?
+                    .trim()
+                    .to_owned(),
+            )
+        };
+        threads.flatten().find_map(|entry| {
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let is_it = field(status.clone(), "Name:")? == thread;
+            let waits = field(status, "voluntary_ctxt_switches:")?;
+            is_it.then(|| waits.parse().ok())?
+        })
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.process.output()

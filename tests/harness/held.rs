@@ -58,7 +58,7 @@ impl Held {
 fn attach(socket: &TcpStream, filter: usize) -> Errno {
     let program = libc::sock_fprog {
         len: 1,
-        filter: std::ptr::with_exposed_provenance_mut(filter),
+        filter: std::ptr::without_provenance_mut(filter),
     };
     // SAFETY: the kernel reads the program, and from where its filter is said to be: an address
     // that is not there is an error.

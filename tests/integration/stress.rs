@@ -1,5 +1,5 @@
 //! Connections from pod to pod in great numbers, used in every way at once, for
-//! as long as `SHUNT_TEST_STRESS` says (`cargo xtask test --stress SECONDS`), 60
+//! as long as `SHUNT_TEST_STRESS` says (`cargo xtask test --stress SECONDS`), 90
 //! seconds without it. `SHUNT_TEST_SEED` repeats a run as far as chance allows,
 //! and `SHUNT_TEST_SPLICE` names another mode than the one that the agent picks.
 
@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 /// How many connections are open at once; each is a part of a run.
 const SIZES: [usize; 3] = [1, 16, 256];
 /// How many tests share the time.
-const TESTS: u32 = 2;
+const TESTS: u32 = 3;
 const PORT: u16 = 8080;
 
 /// The client ends first. Where the server has ended before, Envoy now and then closes
@@ -29,17 +29,24 @@ const PORT: u16 = 8080;
 /// machine), and never through the small proxies.
 #[test]
 fn every_byte_arrives_through_two_envoys() {
-    run(Envoy::start, true);
+    run(Splice::tried(), Envoy::start, true);
 }
 
 #[test]
 fn every_byte_arrives_through_two_small_proxies() {
-    run(|pod| Proxy::start(pod.netns()), false);
+    run(Splice::tried(), |pod| Proxy::start(pod.netns()), false);
 }
 
-/// Loads two pods that have proxies like this.
+/// The same in the mode that has to be asked for before applications have a part in it.
+#[test]
+fn every_byte_arrives_that_an_application_splices() {
+    run(Some(Splice::Proxy), |pod| Proxy::start(pod.netns()), false);
+}
+
+/// Loads two pods that have proxies like this, and an agent in this mode, or the one that it
+/// picks.
 #[track_caller]
-fn run<P>(proxy: fn(&Pod) -> P, client_ends_first: bool) {
+fn run<P>(mode: Option<Splice>, proxy: fn(&Pod) -> P, client_ends_first: bool) {
     let seed = seed();
     let rules = Rules {
         seed,
@@ -48,7 +55,7 @@ fn run<P>(proxy: fn(&Pod) -> P, client_ends_first: bool) {
     say(&format!("SHUNT_TEST_SEED={seed} repeats this"));
     let node = Node::new();
     let [client, server] = ["client", "server"].map(|name| node.pod(name));
-    let agent = Agent::start_splicing(node.cgroup(), Splice::tried());
+    let agent = Agent::start_splicing(node.cgroup(), mode);
     let _proxies = [&client, &server].map(proxy);
     for pod in [&client, &server] {
         agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
@@ -119,7 +126,7 @@ fn listen() -> Socket {
 
 /// How long all tests here take together.
 fn time() -> Duration {
-    Duration::from_secs(number("SHUNT_TEST_STRESS").unwrap_or(60))
+    Duration::from_secs(number("SHUNT_TEST_STRESS").unwrap_or(90))
 }
 
 fn seed() -> u64 {

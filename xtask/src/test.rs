@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 20)]
     random: u64,
     /// How long the stress tests take, all together
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     stress: u64,
     /// Which mode of splicing is compared with none, in place of the one that the agent
     /// picks; what was seen is printed

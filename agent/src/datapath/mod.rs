@@ -457,7 +457,7 @@ impl Datapath {
         }
         if !splicing.stop()? {
             tracing::info!(
-                "somebody has not read everything that was spliced; \
+                "somebody has not read everything that was spliced, or is in the middle of a call; \
                  it stays pinned at {} until the next agent finds it read",
                 self.pins.path().display()
             );

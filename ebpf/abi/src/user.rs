@@ -36,7 +36,6 @@ pod!(
     RouteKey,
     Sender,
     SpliceOffsets,
-    Unfinished,
 );
 
 // Sizes as the sum of the fields: a type with hidden padding does not compile.

@@ -169,8 +169,8 @@ pub fn unfinished(socket: Socket) -> Option<Unfinished> {
     let at = offsets();
     let psock = psock(socket)?;
     let unread = has_queue(psock);
-    // One for the map.
-    let under_way = psock.field::<u32>(at.psock_users)? > 1;
+    // The map is one.
+    let under_way = psock.field::<u32>(at.psock_users)? != 1;
     (unread || under_way).then_some(Unfinished {
         cookie: Address::of(socket)?.field(at.common_cookie)?,
         unread: unread.into(),

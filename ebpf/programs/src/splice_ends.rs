@@ -428,14 +428,7 @@ pub fn visited(visit: FileVisit) {
     let Some(sender) = SENDERS.get_mut(socket) else {
         return;
     };
-    if sender.member != 0 {
-        // It sent its last in the moment in which this put it there.
-        if sender.leaving == LEAVING_FOR_GOOD && leaves_at_end(sender) {
-            take_out(sender);
-        }
-        return;
-    }
-    if sender.known == 0 || sender.leaving != 0 || is_away(sender) {
+    if sender.member != 0 || sender.known == 0 || sender.leaving != 0 || is_away(sender) {
         return;
     }
     let (Some(tcp), Some(address)) = (Structure::tcp_sock(socket), Address::of(socket)) else {

@@ -43,6 +43,8 @@ pub(super) const TESTS: &[&str] = &[
     "splice::slow_reader::it_holds_no_more_than_its_buffer_and_reads_on_without_loss",
     "splice::slow_reader::it_may_keep_sending_meanwhile",
     "splice::slow_reader::what_it_has_offered_to_tcp_it_has_room_for",
+    // How the kernel counts the calls on a member of a socket map.
+    "splice::upheaval::what_is_about_to_be_given_outlives_the_agent",
     // A machine behind the pod: the programs at tc.
     "virtual::a_machines_connections_reach_the_proxy_as_with_rules",
     // Pinned links, which the next agent takes over.

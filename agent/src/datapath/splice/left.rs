@@ -1,6 +1,5 @@
-//! What an agent left behind that ended while somebody had not read everything:
-//! its map of spliced sockets keeps what they have not read. It stays until they
-//! have.
+//! What an agent left behind that ended while somebody had not read everything, or was about to
+//! be given something: its maps of spliced sockets keep that. They stay until it is read.
 
 use std::{
     fs,
@@ -30,10 +29,6 @@ use crate::{
 /// How long the thread pauses between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A call that takes longer is one that reads, in blocking mode: nothing that was decided before
-/// it began is waited for.
-const LONGEST_CALL: Duration = Duration::from_secs(10);
-
 /// Takes care of the maps that were left: everything that still goes through them
 /// is sent by TCP, and they are removed as soon as nothing in them is unread.
 pub(in crate::datapath) fn drain_left(pins: &PinDir, offsets: SpliceOffsets) {
@@ -60,7 +55,7 @@ pub(in crate::datapath) fn drain_left(pins: &PinDir, offsets: SpliceOffsets) {
     }
 }
 
-/// Has what still goes through maps that were left sent by TCP, and waits until it is
+/// Has what still goes through maps that were left sent by TCP, and waits until all is given and
 /// read, for a second at most: the maps are about to be removed.
 ///
 /// # Errors
@@ -104,11 +99,10 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>)
             .context("the embedded object lacks a program")?,
     )?;
     iterator.load("sockmap", &Btf::from_sys_fs()?)?;
-    let began = Instant::now();
     let mut senders = Senders::new();
-    while !maps.is_empty() && until.is_none_or(|until| Instant::now() < until) {
+    while until.is_none_or(|until| Instant::now() < until) {
         // First: what they have given is unread in a look that begins afterwards.
-        let are_through = senders.are_through() || began.elapsed() >= LONGEST_CALL;
+        let are_through = senders.are_through();
         let mut members = Vec::new();
         let mut kept = Vec::new();
         for pin in maps {
@@ -123,8 +117,11 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>)
             }
             members.extend(of_map);
         }
-        senders.look(&members);
+        if kept.is_empty() {
+            break;
+        }
         maps = kept;
+        senders.look(&members);
         thread::sleep(PAUSE);
     }
     Ok(())

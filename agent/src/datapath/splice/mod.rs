@@ -75,7 +75,7 @@ pub(super) fn settle(
         )
     } else {
         let tried = Tried::with(offsets, btf);
-        tracing::debug!(took = ?tried.took, "splicing was tried out");
+        tracing::info!(took = ?tried.took, "splicing was tried out");
         let (mode, reason) = tried.settle(asked);
         (mode, reason, tried.trials)
     };
@@ -219,7 +219,7 @@ impl Splicing {
     }
 
     /// Ends splicing: everything goes by TCP, and what was spliced is waited for.
-    /// `false` when a socket does not read it.
+    /// `false` when a socket does not read it, or a sender does not get to giving it.
     ///
     /// # Errors
     ///

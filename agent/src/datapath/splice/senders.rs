@@ -20,6 +20,7 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// The senders that may still give something, since nobody begins to.
 pub(super) struct Senders {
+    /// Since when none is known of.
     since: Instant,
     /// The cookies of those that were in the middle of a call at every look; `None` before the
     /// first one.
@@ -41,6 +42,10 @@ impl Senders {
         let mut calls: BTreeSet<u64> = calls.map(|member| member.cookie).collect();
         if let Some(before) = &self.under_way {
             calls.retain(|cookie| before.contains(cookie));
+        }
+        if !calls.is_empty() {
+            // Whoever is not there any more has given it, or was taken out.
+            self.since = Instant::now();
         }
         self.under_way = Some(calls);
     }
@@ -68,8 +73,8 @@ mod tests {
         }
     }
 
-    fn after_the_quiet() -> Senders {
-        let mut senders = Senders::new();
+    /// The same after [`QUIET`].
+    fn later(mut senders: Senders) -> Senders {
         let since = senders.since.checked_sub(QUIET);
         senders.since = since.expect("the machine is up for longer");
         senders
@@ -77,11 +82,11 @@ mod tests {
 
     #[test]
     fn whoever_was_seen_without_a_call_once_is_through() {
-        let mut senders = after_the_quiet();
+        let mut senders = later(Senders::new());
         assert!(!senders.are_through(), "nobody has looked");
         senders.look(&[in_a_call(1), in_a_call(2)]);
-        assert!(!senders.are_through());
         senders.look(&[in_a_call(1)]);
+        senders = later(senders);
         assert!(!senders.are_through());
         // Others send by TCP, and so does the second one by now.
         senders.look(&[in_a_call(2), in_a_call(3)]);
@@ -95,16 +100,27 @@ mod tests {
         let mut senders = Senders::new();
         senders.look(&[]);
         assert!(!senders.are_through());
+        senders = later(senders);
+        assert!(senders.are_through());
+    }
+
+    #[test]
+    fn one_that_is_taken_out_late_is_waited_for_as_long() {
+        let mut senders = later(Senders::new());
+        senders.look(&[in_a_call(1)]);
+        senders.look(&[]);
+        assert!(!senders.are_through());
+        assert!(later(senders).are_through());
     }
 
     #[test]
     fn what_waits_is_no_call() {
-        let mut senders = after_the_quiet();
         let unread = Unfinished {
             cookie: 1,
             unread: 1,
             under_way: 0,
         };
+        let mut senders = later(Senders::new());
         senders.look(&[unread]);
         assert!(senders.are_through());
         assert!(has_unread(&[in_a_call(2), unread]));

@@ -160,7 +160,7 @@ impl Bench {
         let calls = members.iter().filter(|member| member.under_way != 0);
         ensure!(
             calls.count() == 0,
-            "a socket at rest is taken for one in use"
+            "a socket at rest counts as in use: it may be in somebody else's socket map"
         );
         Ok(members.len())
     }
