@@ -2,14 +2,14 @@
 
 use std::{
     io::{Read, Write},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use shunt_tests::{
-    Agent, Netns, Node, Owner, Probe, Responder, bpf, connect_all, deadline::wait_until,
-    mesh::ISTIO_DEFAULTS, probe, probe_all,
+    Agent, Netns, Node, Owner, Probe, Responder, agent, bpf, connect_all, deadline::wait_until,
+    held::Held, mesh::ISTIO_DEFAULTS, probe, probe_all,
 };
 
 use crate::lab::{Lab, PORT};
@@ -60,6 +60,40 @@ fn connections_are_refused_while_no_proxy_listens() {
     let lab = Lab::new();
     let _agent = lab.enrolled();
     lab.assert_refused();
+}
+
+/// The kernel waits for the lock of each socket where listeners are looked for.
+#[test]
+fn a_pod_with_a_socket_in_use_for_ever_holds_up_no_other() {
+    let lab = Lab::new();
+    let second = lab.node.pod("second");
+    let _proxy = lab.proxy();
+    let agent = lab.agent();
+    let (socket, _listener) = lab.pod.netns().run(|| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let socket = TcpStream::connect(address).expect("it listens");
+        (socket, listener)
+    });
+    let held = Held::new(&socket);
+    let enrol = || agent::run(&mut agent.enroll_command(&lab.pod.netns().path(), &ISTIO_DEFAULTS));
+    for _ in 0..2 {
+        let ran = enrol();
+        assert_eq!(ran.status.code(), Some(1), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("the lock of one of its TCP sockets"),
+            "{}",
+            ran.stderr
+        );
+    }
+    lab.assert_direct();
+    agent.enroll(second.netns(), &ISTIO_DEFAULTS);
+    held.release();
+    wait_until("the pod to be enrolled", || {
+        let ran = enrol();
+        ran.status.success().then_some(()).ok_or(ran.stderr)
+    });
+    lab.assert_redirected();
 }
 
 /// A proxy has one listener for each worker; any of them may be closed first.

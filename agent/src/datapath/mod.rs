@@ -11,12 +11,12 @@ mod neighbours;
 mod offsets;
 mod pods;
 mod readers;
+mod scan;
 mod splice;
 
 use std::{
     collections::BTreeSet,
     fs::File,
-    io::Read as _,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     str::FromStr,
@@ -44,6 +44,7 @@ use self::{
     layout::TakenOver,
     link::{Link, Target},
     links::{Links, Place},
+    scan::Scans,
     splice::Splicing,
 };
 use crate::{
@@ -174,6 +175,7 @@ pub struct Datapath {
     links: Links,
     /// Those of the node.
     hung: Vec<Link>,
+    scans: Scans,
     /// What a former agent left that is gone on with.
     taken_over: Option<TakenOver>,
     root: File,
@@ -243,6 +245,7 @@ impl Datapath {
             node,
             links,
             hung: Vec::new(),
+            scans: Scans::default(),
             taken_over,
             root,
             loader,
@@ -536,22 +539,14 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the iterator.
+    /// When the kernel refuses the iterator, or it comes to no end.
     pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
         let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
         let link = visitor.attach().context("cannot start the iterator")?;
         let link = visitor
             .take_link(link)
             .context("cannot keep the iterator")?;
-        // An iterator sees the namespace of the thread that opens it.
-        netns.within(|| {
-            let mut visits = link.into_file().context("cannot open the iterator")?;
-            let mut nothing = Vec::new();
-            visits
-                .read_to_end(&mut nothing)
-                .context("the iterator failed")?;
-            Ok(())
-        })?
+        self.scans.run(netns, link)
     }
 
     /// The node's programs and what they are attached to.
