@@ -220,6 +220,7 @@ fn log_splicing(splice: &SpliceStatus) {
         asked = splice.asked.name(),
         mode = splice.mode.name(),
         reason = splice.reason,
+        took_ms = splice.took_ms,
         "splicing"
     );
 }

@@ -58,6 +58,9 @@ pub struct SpliceStatus {
     pub reason: String,
     /// What was tried on this kernel; empty when nothing was.
     pub trials: Vec<Trial>,
+    /// How long that took, in milliseconds.
+    #[serde(default)]
+    pub took_ms: u64,
 }
 
 /// Finds out what this kernel does safely, and settles for the strongest of it
@@ -67,23 +70,24 @@ pub(super) fn settle(
     offsets: &Result<SpliceOffsets>,
     btf: &Btf,
 ) -> (SpliceMode, SpliceStatus) {
-    let (mode, reason, trials) = if asked == Splice::Off {
+    let (mode, reason, trials, took) = if asked == Splice::Off {
         (
             SpliceMode::Off,
             "it was switched off".to_owned(),
             Vec::new(),
+            Duration::ZERO,
         )
     } else {
         let tried = Tried::with(offsets, btf);
-        tracing::info!(took = ?tried.took, "splicing was tried out");
         let (mode, reason) = tried.settle(asked);
-        (mode, reason, tried.trials)
+        (mode, reason, tried.trials, tried.took)
     };
     let status = SpliceStatus {
         asked,
         mode: mode.into(),
         reason,
         trials,
+        took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     };
     (mode, status)
 }
