@@ -1,7 +1,8 @@
 //! Connections from pod to pod in great numbers, used in every way at once, for
 //! as long as `SHUNT_TEST_STRESS` says (`cargo xtask test --stress SECONDS`), 90
 //! seconds without it. `SHUNT_TEST_SEED` repeats a run as far as chance allows,
-//! and `SHUNT_TEST_SPLICE` names another mode than the one that the agent picks.
+//! and `SHUNT_TEST_SPLICE` names another mode than the one that the agent picks, where
+//! that is asked for.
 
 use std::{
     net::SocketAddr,

@@ -458,7 +458,8 @@ impl Datapath {
             // It goes on without the agent, and the next one takes care of it.
             return Ok(());
         }
-        if !splicing.stop()? {
+        let stopped = splicing.stop();
+        if !matches!(stopped, Ok(true)) {
             tracing::info!(
                 "somebody has not read everything that was spliced, or is in the middle of a call; \
                  it stays pinned at {} until the next agent finds it read",
@@ -466,7 +467,7 @@ impl Datapath {
             );
             self.pins.leave(KEPT_MAPS)?;
         }
-        Ok(())
+        stopped.map(drop)
     }
 
     /// Attaches a copy of the inbound program to a namespace; dropping it
@@ -539,7 +540,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the iterator, or it comes to no end.
+    /// When the kernel refuses the iterator.
     pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
         let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
         let link = visitor.attach().context("cannot start the iterator")?;

@@ -9,49 +9,75 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use aya::programs::iter::IterLink;
 use shunt_abi::NetnsCookie;
 
 use crate::netns::Netns;
 
-/// For how long the sockets of one namespace are waited for. A hundred thousand take a tenth of
-/// a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long the end of a scan is waited for. A hundred thousand sockets take a tenth of a
+/// second.
+const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The scans that have not come to their end.
+/// How many scans of one namespace may be on their way.
+const MOST: usize = 4;
+
+/// The scans that have not come to their end, by namespace.
 ///
 /// The iterator takes the lock of each socket (`bpf_iter_tcp_seq_show`), and a process may sit in
 /// the kernel with one: where it sends from a mapped file, for as long as the storage does not
-/// answer. No other namespace is to wait for that.
+/// answer. The listeners come before all others (`TCP_SEQ_STATE_LISTENING`), so they are found
+/// nevertheless.
 #[derive(Debug, Default)]
-pub(super) struct Scans(BTreeMap<NetnsCookie, Receiver<Result<()>>>);
+pub(super) struct Scans(BTreeMap<NetnsCookie, Vec<Receiver<Result<()>>>>);
 
 impl Scans {
-    /// Visits every TCP socket of a namespace.
+    /// Visits the TCP sockets of a namespace, the listeners first. Where that comes to no end it
+    /// goes on without the caller.
     ///
     /// # Errors
     ///
-    /// When the iterator fails, or comes to no end; then it goes on.
+    /// When the iterator fails, or too many of them have come to no end.
     pub(super) fn run(&mut self, netns: &Netns, visits: IterLink) -> Result<()> {
         let cookie = netns.cookie();
-        if let Some(former) = self.0.remove(&cookie)
-            && matches!(former.try_recv(), Err(TryRecvError::Empty))
-        {
-            self.0.insert(cookie, former);
-            return Err(is_held_up(netns));
+        self.forget_ended();
+        let others = self.0.get(&cookie).map_or(0, Vec::len);
+        if others >= MOST {
+            bail!(
+                "cannot look for listeners in {}: {others} looks have not come to their end; \
+                 {CAUSE}",
+                netns.path().display()
+            );
         }
         let result = start(netns.try_clone()?, visits)?;
         match result.recv_timeout(PATIENCE) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                self.0.insert(cookie, result);
-                Err(is_held_up(netns))
+                tracing::warn!(
+                    cookie,
+                    "{} has sockets that cannot be looked at; its listeners come first, so they \
+                     are most likely known; {CAUSE}",
+                    netns.path().display()
+                );
+                self.0.entry(cookie).or_default().push(result);
+                Ok(())
             }
-            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the iterator's thread ended")),
+            Err(RecvTimeoutError::Disconnected) => bail!("the iterator's thread ended"),
         }
     }
+
+    fn forget_ended(&mut self) {
+        self.0.retain(|_, scans| {
+            scans.retain(|scan| matches!(scan.try_recv(), Err(TryRecvError::Empty)));
+            !scans.is_empty()
+        });
+    }
 }
+
+/// What most likely holds them up.
+const CAUSE: &str = "most likely a process there sits in the kernel with the lock of a TCP socket, \
+                     as one does whose storage does not answer: `ps -eLo pid,tid,stat,wchan:32,args` \
+                     shows it in state D, beside the agent's thread that waits for it";
 
 /// On a thread that nobody waits for.
 fn start(netns: Netns, visits: IterLink) -> Result<Receiver<Result<()>>> {
@@ -77,13 +103,4 @@ fn to_the_end(mut visits: File) -> Result<()> {
         .read_to_end(&mut nothing)
         .context("the iterator failed")?;
     Ok(())
-}
-
-fn is_held_up(netns: &Netns) -> anyhow::Error {
-    anyhow!(
-        "cannot look for listeners in {}: a process there sits in the kernel with the lock of one \
-         of its TCP sockets for more than {PATIENCE:?}, as one does whose storage does not answer; \
-         `ps -eo pid,stat,wchan:32,args` shows it, in state D; try again when it is gone",
-        netns.path().display()
-    )
 }

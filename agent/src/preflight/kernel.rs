@@ -145,7 +145,7 @@ pub(super) fn features() -> Vec<Finding> {
             Ok(false) => Some(Finding::failure(
                 subject,
                 format!("this kernel has no {kind} {name}"),
-                "it is left out by its configuration; run a distribution's kernel, 5.18 or newer",
+                "it is left out by its configuration; run a distribution's kernel, 6.1 or newer",
             )),
             Err(error) => Some(Finding::warning(
                 subject,

@@ -1,6 +1,7 @@
 //! Agents and enrolments come and go in the middle of a transfer.
 
 use std::{
+    fs,
     net::{Shutdown, TcpStream},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -186,22 +187,36 @@ fn what_is_about_to_be_given_outlives_the_agent() {
         let sending = Blocked::in_call(libc::SYS_sendto, move || send(&client, bytes));
         assert_eq!(lab.spliced_bytes() - before, bytes.len() as u64);
         let place = lab.take_agent().stop();
+        let bpffs = place.bpffs();
+        assert!(has_left(&bpffs), "{hop:?}: the agent has left nothing");
         let next = Agent::start_with(place, hop.arguments());
         // It enrols nobody: the kernel's iterator over sockets waits for their locks, too.
         wait_until("the next agent to have looked at what was left", || {
-            match next.waits_of("left") {
-                Some(waits) if waits < 5 => Err(format!("it has paused {waits} times")),
-                // Where there is nothing to look at, what was left is gone.
-                Some(_) | None => Ok(()),
-            }
+            let waits = next.waits_of("left").unwrap_or(u64::MAX);
+            (waits >= 8).then_some(()).ok_or(format!("{waits} pauses"))
         });
+        assert!(
+            has_left(&bpffs),
+            "{hop:?}: the next agent has taken it away"
+        );
         assert!(!sending.has_ended(), "the reader's lock was not held");
         held.release();
         sending.answer();
         drop(pair.client);
         assert_eq!(receive(&pair.server, bytes.len() + 1), bytes);
+        wait_until("what was left to go", || {
+            (!has_left(&bpffs))
+                .then_some(())
+                .ok_or("it is there".to_owned())
+        });
         next.stop();
     }
+}
+
+/// Whether an agent that has ended has left maps there.
+fn has_left(bpffs: &Path) -> bool {
+    let mut pins = fs::read_dir(bpffs).expect("an agent's place").flatten();
+    pins.any(|pin| pin.file_name().to_string_lossy().starts_with("LEFT_"))
 }
 
 /// How many rounds a test of replacements makes.

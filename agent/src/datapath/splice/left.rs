@@ -26,8 +26,11 @@ use crate::{
     datapath::{kernel_types::KernelTypes, typed},
 };
 
-/// How long the thread pauses between two looks.
+/// How long the thread pauses between its first two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long it pauses when it has looked often: somebody may never read.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Takes care of the maps that were left: everything that still goes through them
 /// is sent by TCP, and they are removed as soon as nothing in them is unread.
@@ -71,7 +74,7 @@ pub(in crate::datapath) fn drain_before_removal(pins: &PinDir) -> Result<()> {
         return Ok(());
     }
     let offsets = of_kernel(&KernelTypes::read()?)?;
-    drain(maps, offsets, Some(Instant::now() + PATIENCE))
+    drain(maps, offsets, Some(PATIENCE))
 }
 
 fn stop_senders(pin: &Path) -> Result<()> {
@@ -91,7 +94,7 @@ fn remove(pin: &Path) -> Result<()> {
     fs::remove_file(pin).with_context(|| format!("cannot remove the pin {}", pin.display()))
 }
 
-fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>) -> Result<()> {
+fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, patience: Option<Duration>) -> Result<()> {
     let mut object = private(offsets)?;
     let iterator: &mut Iter = typed(
         object
@@ -99,6 +102,8 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>)
             .context("the embedded object lacks a program")?,
     )?;
     iterator.load("sockmap", &Btf::from_sys_fs()?)?;
+    let until = patience.map(|patience| Instant::now() + patience);
+    let mut pause = PAUSE;
     let mut senders = Senders::new();
     while until.is_none_or(|until| Instant::now() < until) {
         // First: what they have given is unread in a look that begins afterwards.
@@ -122,7 +127,8 @@ fn drain(mut maps: Vec<PathBuf>, offsets: SpliceOffsets, until: Option<Instant>)
         }
         maps = kept;
         senders.look(&members);
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
+        pause = LONGEST_PAUSE.min(pause * 2);
     }
     Ok(())
 }
