@@ -1,7 +1,7 @@
 //! The agent: the real binary.
 
 use std::{
-    fs,
+    fs::{self, DirEntry},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -367,22 +367,14 @@ impl Agent {
     /// When it has ended.
     pub fn waits_of(&self, thread: &str) -> Option<u64> {
         let threads = format!("/proc/{}/task", self.process.pid());
-        let threads = fs::read_dir(threads).expect("the agent runs");
-        let field = |text: String, name: &str| -> Option<String> {
-            let mut lines = text.lines();
-            Some(
-                lines
-                    .find_map(|line| line.strip_prefix(name))?
-                    .trim()
-                    .to_owned(),
-            )
-        };
-        threads.flatten().find_map(|entry| {
-            let status = fs::read_to_string(entry.path().join("status")).ok()?;
-            let is_it = field(status.clone(), "Name:")? == thread;
-            let waits = field(status, "voluntary_ctxt_switches:")?;
-            is_it.then(|| waits.parse().ok())?
-        })
+        let threads = fs::read_dir(threads).expect("the agent runs").flatten();
+        let read = |entry: &DirEntry, file| fs::read_to_string(entry.path().join(file)).ok();
+        let mut named =
+            threads.filter(|entry| read(entry, "comm").is_some_and(|name| name.trim() == thread));
+        let status = read(&named.next()?, "status")?;
+        let mut lines = status.lines();
+        let waits = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        waits.trim().parse().ok()
     }
 
     /// What it has logged.
