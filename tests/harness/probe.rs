@@ -18,8 +18,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{Greeting, Netns, Owner};
 
-/// How long a connection may stay without an answer before it counts as
-/// [`Outcome::Silent`]: longer than the kernel takes to send a lost SYN again.
+/// How long a connection may stay without an answer, while no other of the trial has
+/// begun or ended, before it counts as [`Outcome::Silent`]: longer than the kernel takes to
+/// send a lost SYN again.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// How many connections are tried at the same time.
@@ -101,7 +102,7 @@ pub enum Outcome {
     Refused,
     /// It was accepted, and then closed or reset before anybody answered.
     Closed,
-    /// Nothing came back before the [`DEADLINE`].
+    /// Nothing came back, and the others of its trial had ended for the [`DEADLINE`].
     Silent,
     /// A system call failed in another way.
     Failed(Errno),
@@ -204,6 +205,9 @@ struct Trial<'a> {
     poll: Poll,
     /// By the index of the probe.
     attempts: HashMap<usize, Attempt>,
+    /// When one of them began or ended last: hundreds at once may take a slow machine longer
+    /// than one may wait.
+    moved: Instant,
 }
 
 impl<'a> Trial<'a> {
@@ -212,6 +216,7 @@ impl<'a> Trial<'a> {
             probes,
             poll: Poll::new().expect("an epoll instance"),
             attempts: HashMap::new(),
+            moved: Instant::now(),
         }
     }
 
@@ -249,6 +254,7 @@ impl<'a> Trial<'a> {
     }
 
     fn watch(&mut self, index: usize, mut attempt: Attempt) {
+        self.moved = Instant::now();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll
             .registry()
@@ -259,6 +265,7 @@ impl<'a> Trial<'a> {
 
     fn take(&mut self, index: usize, outcome: Outcome) -> (Answer, Option<TcpStream>) {
         let mut attempt = self.attempts.remove(&index).expect("it is on its way");
+        self.moved = Instant::now();
         self.poll
             .registry()
             .deregister(&mut attempt.stream)
@@ -272,24 +279,24 @@ impl<'a> Trial<'a> {
         (answer, answered.then(|| attempt.into_std()))
     }
 
-    /// How long until the next attempt has waited enough; `None` when there is
-    /// no attempt.
+    /// How long until those that are on their way have waited enough; `None` when there
+    /// are none.
     fn patience(&self) -> Option<Duration> {
-        let deadlines = self.attempts.values().map(|attempt| attempt.deadline);
-        Some(deadlines.min()?.saturating_duration_since(Instant::now()))
+        (!self.attempts.is_empty()).then(|| DEADLINE.saturating_sub(self.moved.elapsed()))
     }
 
+    /// Those that have waited enough.
     fn expired(&self) -> Vec<usize> {
-        let now = Instant::now();
-        let expired = self.attempts.iter().filter(|(_, a)| a.deadline <= now);
-        expired.map(|(&index, _)| index).collect()
+        match self.patience() {
+            Some(Duration::ZERO) => self.attempts.keys().copied().collect(),
+            _ => Vec::new(),
+        }
     }
 }
 
 /// One probe on its way.
 struct Attempt {
     stream: net::TcpStream,
-    deadline: Instant,
     received: Vec<u8>,
     peername: Option<SocketAddr>,
     sockname: Option<SocketAddr>,
@@ -299,7 +306,6 @@ impl Attempt {
     fn start(probe: &Probe) -> Result<Self, Errno> {
         Ok(Self {
             stream: open(probe).map_err(|error| errno_of(&error))?,
-            deadline: Instant::now() + DEADLINE,
             received: Vec::new(),
             peername: None,
             sockname: None,

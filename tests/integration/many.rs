@@ -133,7 +133,10 @@ fn twenty_thousand_connections_are_open_at_once() {
         crowd::member(&lab, NAME, &(1_000 + 5_000 * number).to_string())
     });
     for client in &clients {
-        client.wait_for_line(crowd::READY, DEADLINE);
+        // How long all of them take is the machine's affair, as long as there are more.
+        for step in crowd::steps() {
+            client.wait_for_line(&crowd::open(step.end), DEADLINE);
+        }
     }
     // All of them are open now.
     for client in &mut clients {
@@ -156,19 +159,34 @@ mod crowd {
     use std::{
         io::{Read, Write},
         net::TcpStream,
+        ops::Range,
     };
 
     use shunt_tests::{Node, Owner, Probe, Process, Responder, connect_all_here};
 
     use crate::lab::Lab;
 
-    /// What a member writes when it listens, or when its connections are open.
+    /// What a member writes when it listens.
     pub(super) const READY: &str = "crowd: ready";
     /// What a member writes when each connection has carried something.
     pub(super) const DONE: &str = "crowd: done";
 
     const ROLE: &str = "SHUNT_TEST_CROWD";
     const CONNECTIONS: u16 = 5_000;
+    /// How many a member opens before it says so.
+    const STEP: u16 = 500;
+
+    /// Which connections are opened with each step, counted from 0.
+    pub(super) fn steps() -> impl Iterator<Item = Range<u16>> {
+        (0..CONNECTIONS)
+            .step_by(STEP.into())
+            .map(|first| first..first + STEP)
+    }
+
+    /// What a member writes when it has that many connections open.
+    pub(super) fn open(connections: u16) -> String {
+        format!("crowd: {connections} are open")
+    }
 
     /// Starts a member: `proxy`, or the first port to connect to.
     pub(super) fn member(lab: &Lab, test: &str, role: &str) -> Process {
@@ -200,24 +218,35 @@ mod crowd {
     }
 
     fn call(first_port: u16) {
-        let probes: Vec<Probe> = (first_port..first_port + CONNECTIONS)
-            .map(|port| Probe::new(Owner::APP, (Node::OUTSIDE, port)))
+        // Kept until the last has been asked.
+        let mut streams = Vec::new();
+        for step in steps() {
+            streams.extend(connect(first_port, &step));
+            say(&open(step.end));
+        }
+        wait();
+        for (number, stream) in streams.iter_mut().enumerate() {
+            assert_echo(stream, &number.to_be_bytes());
+        }
+        say(DONE);
+        wait();
+    }
+
+    /// Opens the connections with these numbers.
+    fn connect(first_port: u16, numbers: &Range<u16>) -> Vec<TcpStream> {
+        let probes: Vec<Probe> = numbers
+            .clone()
+            .map(|number| Probe::new(Owner::APP, (Node::OUTSIDE, first_port + number)))
             .collect();
         let connections = connect_all_here(&probes);
         for (probe, (answer, _)) in probes.iter().zip(&connections) {
             assert_eq!(answer.outcome.to_string(), "pod:15001", "{probe}");
             assert_eq!(answer.greeting().original_dst, Ok(probe.destination));
         }
-        say(READY);
-        wait();
-        let streams = connections.into_iter().filter_map(|(_, stream)| stream);
-        // Kept until the last has been asked.
-        let mut streams: Vec<_> = streams.collect();
-        for (number, stream) in streams.iter_mut().enumerate() {
-            assert_echo(stream, &number.to_be_bytes());
-        }
-        say(DONE);
-        wait();
+        connections
+            .into_iter()
+            .filter_map(|(_, stream)| stream)
+            .collect()
     }
 
     fn assert_echo(stream: &mut TcpStream, message: &[u8]) {
@@ -260,7 +289,9 @@ fn the_workers_of_envoy_share_the_connections() {
 
     let places = ["node:80", "pod:80"];
     for (answers, place) in answers.iter().zip(places) {
-        assert!(answers.iter().all(|a| a.outcome.to_string() == place));
+        for (number, answer) in answers.iter().enumerate() {
+            assert_eq!(answer.outcome.to_string(), place, "connection {number}");
+        }
     }
     for listener in [envoy::OUTBOUND, envoy::INBOUND] {
         let shares = envoy.connections_by_worker(listener);

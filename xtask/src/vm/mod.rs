@@ -55,7 +55,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
     /// How long a VM may take, in minutes
-    #[arg(long, value_name = "MINUTES", default_value_t = 60)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 120)]
     limit: u64,
     /// Run the core set: the tests that tell most about a kernel, in minutes
     #[arg(long, conflicts_with = "filter")]
