@@ -62,7 +62,8 @@ fn connections_are_refused_while_no_proxy_listens() {
     lab.assert_refused();
 }
 
-/// The kernel waits for the lock of each socket where listeners are looked for.
+/// A process may sit in the kernel with the lock of a socket, for as long as it likes:
+/// nobody who looks for listeners waits for it.
 #[test]
 fn a_pod_with_a_socket_in_use_for_ever_is_enrolled_as_any() {
     let lab = Lab::new();
@@ -76,18 +77,8 @@ fn a_pod_with_a_socket_in_use_for_ever_is_enrolled_as_any() {
     });
     let held = Held::new(&socket);
     agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
-    assert!(agent.waits_of("listeners").is_some(), "it did not wait");
-    assert!(
-        agent.log().contains("cannot be looked at"),
-        "it did not say so"
-    );
     lab.assert_redirected();
     held.release();
-    wait_until("the look to end", || {
-        agent
-            .waits_of("listeners")
-            .map_or(Ok(()), |_| Err("it waits".to_owned()))
-    });
 }
 
 /// A proxy has one listener for each worker; any of them may be closed first.

@@ -3,6 +3,7 @@
 mod features;
 mod forward;
 mod hooks;
+mod iterate;
 mod kernel_types;
 mod layout;
 mod link;
@@ -11,7 +12,6 @@ mod neighbours;
 mod offsets;
 mod pods;
 mod readers;
-mod scan;
 mod splice;
 
 use std::{
@@ -44,7 +44,6 @@ use self::{
     layout::TakenOver,
     link::{Link, Target},
     links::{Links, Place},
-    scan::Scans,
     splice::Splicing,
 };
 use crate::{
@@ -175,7 +174,6 @@ pub struct Datapath {
     links: Links,
     /// Those of the node.
     hung: Vec<Link>,
-    scans: Scans,
     /// What a former agent left that is gone on with.
     taken_over: Option<TakenOver>,
     root: File,
@@ -245,7 +243,6 @@ impl Datapath {
             node,
             links,
             hung: Vec::new(),
-            scans: Scans::default(),
             taken_over,
             root,
             loader,
@@ -267,7 +264,7 @@ impl Datapath {
         }
         let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
         visitor
-            .load("tcp", btf)
+            .load("task_file", btf)
             .context("the kernel does not take the iterator over listeners")?;
         if self.taken_over.is_some() {
             // Of no namespace: the programs of the pods are still those of before.
@@ -535,19 +532,16 @@ impl Datapath {
             .context("the kernel does not take the maps of the pod's programs")
     }
 
-    /// Finds the listeners of a namespace that called listen() before it was
-    /// enrolled, or that had no place.
+    /// Finds the listeners, of every namespace whose settings are in force, that called
+    /// listen() before, or that had no place: those that a process has open which the agent
+    /// can see.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the iterator.
-    pub fn scan_listeners(&mut self, netns: &Netns) -> Result<()> {
+    pub fn scan_listeners(&mut self) -> Result<()> {
         let visitor: &mut Iter = typed(self.program(LISTENER_PROGRAM)?)?;
-        let link = visitor.attach().context("cannot start the iterator")?;
-        let link = visitor
-            .take_link(link)
-            .context("cannot keep the iterator")?;
-        self.scans.run(netns, link)
+        iterate::all(visitor).context("cannot look for listeners")
     }
 
     /// The node's programs and what they are attached to.

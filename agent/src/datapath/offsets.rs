@@ -15,6 +15,7 @@ pub(super) fn of_kernel(types: &KernelTypes) -> Result<KernelOffsets> {
     Ok(KernelOffsets {
         sock_socket: at("sock", "sk_socket")?,
         socket_file: at("socket", "file")?,
+        socket_sock: at("socket", "sk")?,
         file_cred: at("file", "f_cred")?,
         cred_fsuid: at("cred", "fsuid")?,
         cred_fsgid: at("cred", "fsgid")?,

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use shunt_abi::NetnsCookie;
 
 use super::{EnrolRequest, Node, Pod, Version, follow::same_netns, saved::Saved};
@@ -59,10 +59,15 @@ impl Node {
             .filter_map(|saved| self.write_again(saved))
             .collect();
         self.datapath.hang(false)?;
+        let found = self.datapath.scan_listeners();
         for pod in written {
             let cookie = pod.netns.cookie();
             let request = pod.request.clone();
-            if let Err(error) = self.attach_again(pod) {
+            let attached = match &found {
+                Ok(()) => self.attach_again(pod),
+                Err(error) => Err(anyhow!("{error:#}")),
+            };
+            if let Err(error) = attached {
                 self.keep(cookie, Some(request), &error);
             }
         }
@@ -108,7 +113,7 @@ impl Node {
             },
             (None, Some(_)) => {
                 self.write_blind(cookie, &request);
-                let why = anyhow::anyhow!("it is not at {} any more", request.netns.display());
+                let why = anyhow!("it is not at {} any more", request.netns.display());
                 self.keep(cookie, Some(request), &why);
                 None
             }
@@ -162,7 +167,8 @@ impl Node {
         }
     }
 
-    /// Attaches the programs of a namespace whose settings are in force.
+    /// Attaches the programs of a namespace whose settings are in force and whose listeners
+    /// have been looked for.
     fn attach_again(&mut self, pod: Written) -> Result<()> {
         let Written {
             netns,
@@ -172,7 +178,6 @@ impl Node {
             nsid,
         } = pod;
         let cookie = netns.cookie();
-        self.datapath.scan_listeners(&netns)?;
         let mut program = self.datapath.attach_pod(&netns)?;
         self.datapath
             .follow_interfaces(&netns, &mut program, &version.interfaces)?;
@@ -206,7 +211,6 @@ impl Node {
             nsid,
             complained: false,
             looks_again: false,
-            listeners_missed: false,
             program,
         };
         self.enrolled.insert(cookie, pod);
@@ -255,6 +259,7 @@ impl Node {
     /// force.
     pub(super) fn adopt(&mut self, netns: &Netns, request: &EnrolRequest) -> Result<()> {
         let written = self.write_from(netns, request)?;
+        self.datapath.scan_listeners()?;
         self.attach_again(written)?;
         self.kept.remove(&netns.cookie());
         self.sweep();

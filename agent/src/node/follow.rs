@@ -113,25 +113,20 @@ impl Node {
         }
     }
 
-    /// Looks for listeners where programs missed them.
+    /// Looks for listeners when the programs of one of these namespaces missed them.
     pub(super) fn find_listeners(&mut self, pods: &[NetnsCookie]) {
-        for cookie in pods {
-            let Some(pod) = self.enrolled.get_mut(cookie) else {
-                continue;
-            };
-            let found = same_netns(&pod.path, *cookie)
-                .and_then(|netns| self.datapath.scan_listeners(&netns));
-            // Somebody outside may ask for it ten times a second.
-            match found {
-                Ok(()) => pod.listeners_missed = false,
-                Err(_) if pod.listeners_missed => {}
-                Err(error) => {
-                    pod.listeners_missed = true;
-                    tracing::warn!(
-                        cookie,
-                        "cannot look for listeners, and says so once: {error:#}"
-                    );
-                }
+        let is_in_force =
+            |cookie| self.enrolled.contains_key(cookie) || self.kept.contains_key(cookie);
+        if !pods.iter().any(is_in_force) {
+            return;
+        }
+        // Somebody outside may ask for it ten times a second.
+        match self.datapath.scan_listeners() {
+            Ok(()) => self.listeners_missed = false,
+            Err(_) if self.listeners_missed => {}
+            Err(error) => {
+                self.listeners_missed = true;
+                tracing::warn!("says so once: {error:#}");
             }
         }
     }

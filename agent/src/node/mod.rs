@@ -82,8 +82,6 @@ struct Pod {
     complained: bool,
     /// It will be looked at again.
     looks_again: bool,
-    /// Its listeners could not be looked for, and that has been said.
-    listeners_missed: bool,
     /// Attached to the namespace while this is kept.
     program: PodProgram,
 }
@@ -101,6 +99,8 @@ struct Node {
     list_sets: u32,
     tally: Tally,
     timer: Timer,
+    /// Listeners could not be looked for, and that has been said.
+    listeners_missed: bool,
 }
 
 impl Node {
@@ -115,6 +115,7 @@ impl Node {
             list_sets: 0,
             tally: Tally::default(),
             timer,
+            listeners_missed: false,
         })
     }
 
@@ -276,7 +277,7 @@ impl Node {
             .and_then(|()| self.pods.put_in_force(cookie, &version.compiled.pod));
         let done = self
             .remove_unless(version, in_force)
-            .and_then(|()| self.datapath.scan_listeners(netns))
+            .and_then(|()| self.datapath.scan_listeners())
             .and_then(|()| self.datapath.attach_pod(netns))
             .and_then(|mut program| {
                 let followed =
@@ -358,7 +359,7 @@ impl Node {
             return self.pods.put_in_force(cookie, new);
         }
         self.pods.put_in_force(cookie, &old.with_ports_of(new))?;
-        self.datapath.scan_listeners(netns)?;
+        self.datapath.scan_listeners()?;
         self.pods.put_in_force(cookie, &new.with_ports_of(old))
     }
 

@@ -8,6 +8,8 @@ pub struct KernelOffsets {
     pub sock_socket: u32,
     /// `struct socket`: `file`
     pub socket_file: u32,
+    /// `struct socket`: `sk`
+    pub socket_sock: u32,
     /// `struct file`: `f_cred`
     pub file_cred: u32,
     /// `struct cred`: `fsuid`

@@ -52,7 +52,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Interface>() == 40);
     assert!(size_of::<InterfaceKey>() == 8);
-    assert!(size_of::<KernelOffsets>() == 48);
+    assert!(size_of::<KernelOffsets>() == 52);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<PodSettings>() == 4 * (4 + 2 + 7 + 2 * MAX_OWNERS + 64));
     assert!(size_of::<PortChunk>() == 512);

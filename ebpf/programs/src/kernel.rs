@@ -24,6 +24,7 @@ use crate::ctx::{AF_INET, Socket};
 static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     sock_socket: 0,
     socket_file: 0,
+    socket_sock: 0,
     file_cred: 0,
     cred_fsuid: 0,
     cred_fsgid: 0,
@@ -35,6 +36,12 @@ static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     common_saddr6: 0,
     net_cookie: 0,
 });
+
+/// Where the running kernel keeps what is read here.
+#[inline(always)]
+pub fn offsets() -> KernelOffsets {
+    OFFSETS.load()
+}
 
 /// The address of a kernel structure, as a number.
 #[derive(Clone, Copy)]
@@ -158,7 +165,7 @@ pub fn forget<T: Copy>(value: &mut T) {
 /// sockets that are older than their namespace's enrolment, too.
 #[inline(always)]
 pub fn owner(socket: Socket) -> Option<(u32, u32)> {
-    let at = OFFSETS.load();
+    let at = offsets();
     let cred = Address::of(socket)?
         .follow(at.sock_socket)?
         .follow(at.socket_file)?
@@ -180,10 +187,11 @@ pub struct TcpSocket {
     pub netns: NetnsCookie,
 }
 
-/// Reads the identity of a socket that an iterator visits.
+/// Reads the identity of a socket that an iterator visits; `None` when it is no TCP socket.
 #[inline(always)]
 pub fn tcp_socket(socket: Socket) -> Option<TcpSocket> {
-    let at = OFFSETS.load();
+    Structure::tcp_sock(socket)?;
+    let at = offsets();
     let common = Address::of(socket)?;
     let family: u16 = common.field(at.common_family)?;
     let addr = if u32::from(family) == AF_INET {

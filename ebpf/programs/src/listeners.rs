@@ -12,7 +12,7 @@ use shunt_abi::{
 
 use crate::{
     counters,
-    ctx::{AF_INET, Socket, TcpEvent},
+    ctx::{AF_INET, FileVisit, Socket, TcpEvent},
     kernel,
     maps::{LISTENERS, ORIGINAL_DST},
     pods,
@@ -42,10 +42,18 @@ pub fn opened(event: TcpEvent, socket: Socket) {
     });
 }
 
-/// An iterator has come to a TCP socket: perhaps a listener that called listen()
+/// An iterator has come to an open file: perhaps a listener that called listen()
 /// before its namespace was enrolled, or that found no free slot then.
+///
+/// The kernel's iterator over TCP sockets would find those without a file as well, but
+/// it counts one use too few of a connection that begins while it passes, and memory
+/// is used that was freed (CVE-2026-74714, before 6.1.183, 6.12.104, 6.18.45 and 7.1.9).
+/// It waits for the lock of each socket, too.
 #[inline(always)]
-pub fn visited(socket: Socket) {
+pub fn visited(visit: FileVisit) {
+    let Some(socket) = visit.socket(kernel::offsets().socket_sock) else {
+        return;
+    };
     let Some(found) = kernel::tcp_socket(socket) else {
         return;
     };
@@ -58,7 +66,7 @@ pub fn visited(socket: Socket) {
         family: u32::from(found.family),
     };
     let add = |key: &mut ListenerKey| {
-        // SAFETY: a key of this map; the iterator holds the socket, and the
+        // SAFETY: a key of this map; the iterator holds the file, and the
         // value of a socket map is the socket itself.
         unsafe {
             bpf_map_update_elem(

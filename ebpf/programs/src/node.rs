@@ -11,7 +11,7 @@ use aya_ebpf::{
 use shunt_programs::{
     bind,
     connect::{self, Outcome},
-    ctx::{AddressCall, OptionCall, PROCEED, TcpEvent, TcpVisit, Visit, fail_with},
+    ctx::{AddressCall, FileVisit, OptionCall, PROCEED, TaskFile, TcpEvent, fail_with},
     datagram, handshake, listeners, names,
 };
 
@@ -129,13 +129,11 @@ fn shunt_sock_ops(ctx: SockOpsContext) -> u32 {
     PROCEED as u32
 }
 
-/// Visits every TCP socket of a namespace (Linux 5.9).
+/// Visits every open file (Linux 5.8).
 #[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/tcp")]
-extern "C" fn shunt_listeners(ctx: *mut TcpVisit) -> i32 {
-    if let Some(socket) = Visit::new(ctx).socket() {
-        listeners::visited(socket);
-    }
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn shunt_listeners(ctx: *mut TaskFile) -> i32 {
+    listeners::visited(FileVisit::new(ctx));
     0
 }
 

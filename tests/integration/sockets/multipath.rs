@@ -1,12 +1,14 @@
 //! MPTCP: several TCP connections that are one to a program.
 
 use std::{
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
 };
 
 use shunt_tests::{Node, Owner, deadline::wait_until};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::lab::Lab;
 
 use super::{OUTSIDE, OWN, Redirection, Seen, Sides, call, owned_by, patient};
 
@@ -94,4 +96,26 @@ fn a_subflow_that_the_kernel_opens_has_no_owner() {
     let status = agent.status();
     let rules = &status["pods"][0]["counters"]["rules"];
     assert!(rules["outbound 11"].as_u64() > Some(0), "{rules}");
+}
+
+/// A proxy whose own listener is one of MPTCP's: behind it is a socket of TCP's, which the
+/// kernel puts into no map (`sk_psock_init`, `icsk_ulp_ops`), so that nothing can be given to it.
+#[test]
+fn an_mptcp_listener_of_the_proxy_is_refused_and_counted() {
+    let lab = Lab::new();
+    lab.pod.sysctl("net.mptcp.enabled", "1");
+    let agent = lab.enrolled();
+    let _listener = lab.pod.netns().run(|| {
+        let listener = open(Owner::PROXY);
+        let inbound = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15006));
+        listener.bind(&inbound.into()).expect("a free port");
+        listener.listen(8).expect("a bound socket");
+        listener
+    });
+    let called = lab.node.netns().run(|| TcpStream::connect(OWN));
+    assert_eq!(
+        called.map(drop).map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionRefused)
+    );
+    assert_ne!(agent.errors("listener_failed"), 0);
 }

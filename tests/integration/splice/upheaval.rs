@@ -190,7 +190,6 @@ fn what_is_about_to_be_given_outlives_the_agent() {
         let bpffs = place.bpffs();
         assert!(has_left(&bpffs), "{hop:?}: the agent has left nothing");
         let next = Agent::start_with(place, hop.arguments());
-        // It enrols nobody: the kernel's iterator over sockets waits for their locks, too.
         wait_until("the next agent to have looked at what was left", || {
             let waits = next.waits_of("left").unwrap_or(u64::MAX);
             (waits >= 8).then_some(()).ok_or(format!("{waits} pauses"))

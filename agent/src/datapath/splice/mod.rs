@@ -1,6 +1,5 @@
 //! Splicing: the programs that do it, loaded where this kernel does it safely.
 
-mod iterate;
 mod left;
 mod offsets;
 mod selftest;
@@ -27,7 +26,7 @@ pub(super) use self::{
     left::{drain_before_removal, drain_left},
     offsets::of_kernel,
 };
-use super::{KernelObject, SPLICE_TABLES, typed};
+use super::{KernelObject, SPLICE_TABLES, iterate, typed};
 use crate::settings::Splice;
 
 /// The programs that splice.

@@ -67,7 +67,7 @@ pub use outgoing::Outgoing;
 pub use sockaddr::{SockAddr4, SockAddr6};
 pub use socket::{FullSocket, Socket};
 pub use tcp_event::TcpEvent;
-pub use visits::{FileVisit, Member, MemberVisit, TaskFile, TcpVisit, Visit};
+pub use visits::{FileVisit, Member, MemberVisit, TaskFile};
 
 /// `AF_INET`
 pub const AF_INET: u32 = 2;

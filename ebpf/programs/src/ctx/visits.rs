@@ -1,4 +1,4 @@
-//! What iterators visit: sockets, open files, members of a map.
+//! What iterators visit: open files, members of a map.
 
 use core::{ffi::c_void, ptr::read_volatile};
 
@@ -9,33 +9,6 @@ use aya_ebpf::{
 use shunt_abi::Unfinished;
 
 use super::Socket;
-
-/// What an iterator over TCP sockets sees (`struct bpf_iter__tcp`).
-#[derive(Clone, Copy)]
-pub struct Visit(*mut TcpVisit);
-
-/// `struct bpf_iter__tcp`
-#[repr(C)]
-pub struct TcpVisit {
-    meta: *mut c_void,
-    sk_common: *mut c_void,
-    uid: u32,
-}
-
-impl Visit {
-    /// From the program's context.
-    #[inline(always)]
-    pub const fn new(ctx: *mut TcpVisit) -> Self {
-        Self(ctx)
-    }
-
-    /// The socket; `None` after the last one.
-    #[inline(always)]
-    pub fn socket(self) -> Option<Socket> {
-        let sk = read!(self.0, sk_common);
-        (!sk.is_null()).then_some(Socket(sk))
-    }
-}
 
 /// What an iterator over open files sees (`struct bpf_iter__task_file`).
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     os::fd::{AsFd as _, BorrowedFd},
 };
 
@@ -12,7 +12,7 @@ use aya::programs::{Iter, iter::IterLink};
 use nix::libc;
 use shunt_abi::Unfinished;
 
-use crate::datapath::link::{bpf, descriptor, raw};
+use super::link::{bpf, descriptor, raw};
 
 /// `BPF_LINK_CREATE`
 const LINK_CREATE: libc::c_long = 28;
@@ -104,9 +104,13 @@ fn over_map(program: &Iter, map: BorrowedFd<'_>) -> Result<Vec<u8>> {
 }
 
 fn read(mut iterator: File) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    iterator
-        .read_to_end(&mut text)
-        .context("an iterator failed")?;
-    Ok(text)
+    let mut said = Vec::new();
+    loop {
+        match iterator.read_to_end(&mut said) {
+            Ok(_) => return Ok(said),
+            // A million objects had nothing to say (`MAX_ITER_OBJECTS`): it goes on behind them.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("an iterator failed"),
+        }
+    }
 }
