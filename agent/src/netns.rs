@@ -80,19 +80,6 @@ impl Netns {
         &self.path
     }
 
-    /// The same namespace, for another thread.
-    ///
-    /// # Errors
-    ///
-    /// When the process has no descriptor left.
-    pub fn try_clone(&self) -> Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone().context("cannot open it again")?,
-            path: self.path.clone(),
-            cookie: self.cookie,
-        })
-    }
-
     /// Runs `work` in the namespace, on a thread of its own: a namespace is
     /// entered by thread, and a thread that failed to return would be lost.
     ///

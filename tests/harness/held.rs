@@ -1,9 +1,8 @@
 //! A socket whose lock somebody holds in the kernel.
 
 use std::{
-    net::TcpStream,
     num::NonZeroUsize,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr::NonNull,
 };
 
@@ -34,9 +33,9 @@ impl Held {
     /// # Panics
     ///
     /// When that cannot be done.
-    pub fn new(socket: &TcpStream) -> Self {
+    pub fn new(socket: &impl AsFd) -> Self {
         let absent = Absent::new();
-        let socket = socket.try_clone().expect("it is open");
+        let socket = socket.as_fd().try_clone_to_owned().expect("it is open");
         let filter = absent.start.as_ptr().addr();
         let call = Blocked::in_call(libc::SYS_setsockopt, move || attach(&socket, filter));
         assert!(!call.has_ended(), "it did not wait: {}", call.answer());
@@ -55,7 +54,7 @@ impl Held {
 }
 
 /// Attaches a filter of one instruction to a socket; the error.
-fn attach(socket: &TcpStream, filter: usize) -> Errno {
+fn attach(socket: &OwnedFd, filter: usize) -> Errno {
     let program = libc::sock_fprog {
         len: 1,
         filter: std::ptr::without_provenance_mut(filter),

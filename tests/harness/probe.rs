@@ -102,7 +102,7 @@ pub enum Outcome {
     Refused,
     /// It was accepted, and then closed or reset before anybody answered.
     Closed,
-    /// Nothing came back, and the others of its trial had ended for the [`DEADLINE`].
+    /// Nothing came back, and no connection of its trial began or ended for the [`DEADLINE`].
     Silent,
     /// A system call failed in another way.
     Failed(Errno),

@@ -65,20 +65,24 @@ fn connections_are_refused_while_no_proxy_listens() {
 /// A process may sit in the kernel with the lock of a socket, for as long as it likes:
 /// nobody who looks for listeners waits for it.
 #[test]
-fn a_pod_with_a_socket_in_use_for_ever_is_enrolled_as_any() {
+fn a_listener_that_is_in_use_for_ever_is_found() {
     let lab = Lab::new();
     let agent = lab.agent();
-    let _proxy = lab.proxy();
-    let (socket, _listener) = lab.pod.netns().run(|| {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        let socket = TcpStream::connect(address).expect("it listens");
-        (socket, listener)
+    let listener = lab.pod.netns().run(|| {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15006)).expect("a free port");
+        // Who calls has been put there when its call is over.
+        listener.set_nonblocking(true).expect("it is open");
+        listener
     });
-    let held = Held::new(&socket);
+    let held = Held::new(&listener);
     agent.enroll(lab.pod.netns(), &ISTIO_DEFAULTS);
-    lab.assert_redirected();
     held.release();
+    let inbound = (lab.pod.ip(), PORT);
+    let _call = lab
+        .node
+        .netns()
+        .run(|| TcpStream::connect(inbound).expect("somebody listens"));
+    listener.accept().expect("it was called");
 }
 
 /// A proxy has one listener for each worker; any of them may be closed first.

@@ -175,6 +175,7 @@ mod crowd {
     const CONNECTIONS: u16 = 5_000;
     /// How many a member opens before it says so.
     const STEP: u16 = 500;
+    const _: () = assert!(CONNECTIONS.is_multiple_of(STEP));
 
     /// Which connections are opened with each step, counted from 0.
     pub(super) fn steps() -> impl Iterator<Item = Range<u16>> {

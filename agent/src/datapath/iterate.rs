@@ -1,5 +1,4 @@
-//! Iterators over kernel objects, started with a target: aya starts those
-//! without one.
+//! Iterators over kernel objects, run to their end. Of those with a target aya starts none.
 
 use std::{
     fs::File,

@@ -532,9 +532,8 @@ impl Datapath {
             .context("the kernel does not take the maps of the pod's programs")
     }
 
-    /// Finds the listeners, of every namespace whose settings are in force, that called
-    /// listen() before, or that had no place: those that a process has open which the agent
-    /// can see.
+    /// Finds listeners that are in no slot yet, in every namespace whose settings are in
+    /// force. They have to be open in a process that the agent can see.
     ///
     /// # Errors
     ///

@@ -59,7 +59,13 @@ impl Node {
             .filter_map(|saved| self.write_again(saved))
             .collect();
         self.datapath.hang(false)?;
-        let found = self.datapath.scan_listeners();
+        let found = match written.is_empty() && self.kept.is_empty() {
+            true => Ok(()),
+            false => self.datapath.scan_listeners(),
+        };
+        if let Err(error) = &found {
+            tracing::warn!("{error:#}");
+        }
         for pod in written {
             let cookie = pod.netns.cookie();
             let request = pod.request.clone();

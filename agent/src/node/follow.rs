@@ -1,6 +1,9 @@
 //! The pods' networks and listeners change after the enrolment.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use shunt_abi::NetnsCookie;
@@ -113,22 +116,25 @@ impl Node {
         }
     }
 
-    /// Looks for listeners when the programs of one of these namespaces missed them.
-    pub(super) fn find_listeners(&mut self, pods: &[NetnsCookie]) {
+    /// Looks for listeners when the programs of one of these namespaces missed them; says how
+    /// long it took.
+    pub(super) fn find_listeners(&mut self, pods: &[NetnsCookie]) -> Duration {
+        let start = Instant::now();
         let is_in_force =
             |cookie| self.enrolled.contains_key(cookie) || self.kept.contains_key(cookie);
         if !pods.iter().any(is_in_force) {
-            return;
+            return Duration::ZERO;
         }
-        // Somebody outside may ask for it ten times a second.
         match self.datapath.scan_listeners() {
             Ok(()) => self.listeners_missed = false,
+            // Somebody outside may ask for it again and again.
             Err(_) if self.listeners_missed => {}
             Err(error) => {
                 self.listeners_missed = true;
-                tracing::warn!("says so once: {error:#}");
+                tracing::warn!("{error:#}; this is said once");
             }
         }
+        start.elapsed()
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) enum Command {
     Status(oneshot::Sender<Result<Status>>),
     Totals(oneshot::Sender<Result<Totals>>),
     /// Programs missed listeners in these namespaces.
-    FindListeners(Vec<NetnsCookie>),
+    FindListeners(Vec<NetnsCookie>, oneshot::Sender<Result<Duration>>),
     /// Programs asked for connections to be spliced; the answer says how long it
     /// took.
     Splice(oneshot::Sender<Result<Duration>>),
@@ -172,10 +172,14 @@ impl NodeHandle {
         self.ask(Command::Totals).await
     }
 
-    /// Has the listeners of these namespaces looked for.
-    pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) {
-        // It fails only when the thread has ended, and then nobody needs them.
-        let _ = self.commands.send(Command::FindListeners(pods)).await;
+    /// Has the listeners of these namespaces looked for; says how long it took.
+    ///
+    /// # Errors
+    ///
+    /// When the thread has ended.
+    pub async fn find_listeners(&self, pods: Vec<NetnsCookie>) -> Result<Duration> {
+        self.ask(|answer| Command::FindListeners(pods, answer))
+            .await
     }
 
     /// Has the connections spliced that the programs asked for; says how long it
@@ -190,7 +194,7 @@ impl NodeHandle {
 
     /// Has the agent look at what has changed in the pods' networks.
     pub async fn follow_networks(&self, changes: Changes) {
-        // As above.
+        // It fails only when the thread has ended, and then nobody needs it.
         let _ = self.commands.send(Command::FollowNetworks(changes)).await;
     }
 

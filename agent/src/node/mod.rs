@@ -146,7 +146,9 @@ impl Node {
                 Command::Splice(answer) => {
                     let _ = answer.send(self.splice());
                 }
-                Command::FindListeners(pods) => self.find_listeners(&pods),
+                Command::FindListeners(pods, answer) => {
+                    let _ = answer.send(Ok(self.find_listeners(&pods)));
+                }
                 Command::FollowNetworks(changes) => self.follow_networks(&changes),
                 Command::LookAgain(cookie) => self.look_again(cookie),
                 Command::Remove(version) => self.remove(&version),
@@ -309,7 +311,7 @@ impl Node {
         let (old, new) = (pod.version.compiled.pod, version.compiled.pod);
         let in_force = self
             .write(cookie, version, &pod.routes, routes)
-            .and_then(|()| self.change_over(netns, &old, &new));
+            .and_then(|()| self.change_over(cookie, &old, &new));
         let done = self.remove_unless(version, in_force).and_then(|()| {
             self.datapath
                 .follow_interfaces(netns, &mut pod.program, &version.interfaces)
@@ -353,8 +355,12 @@ impl Node {
     /// From one version to the next without a gap. Where the proxy's ports change,
     /// its listeners on the new ones have to be known before the first connection
     /// is sent there, and connections to the old ones may still be under way.
-    fn change_over(&mut self, netns: &Netns, old: &PodSettings, new: &PodSettings) -> Result<()> {
-        let cookie = netns.cookie();
+    fn change_over(
+        &mut self,
+        cookie: NetnsCookie,
+        old: &PodSettings,
+        new: &PodSettings,
+    ) -> Result<()> {
         if old.proxy_ports() == new.proxy_ports() {
             return self.pods.put_in_force(cookie, new);
         }

@@ -14,9 +14,9 @@ use aya_ebpf::{
         generated::{self, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skc_to_tcp_sock},
     },
 };
-use shunt_abi::{Addr, KernelOffsets, NetnsCookie};
+use shunt_abi::{Addr, Endpoint, KernelOffsets, NetnsCookie};
 
-use crate::ctx::{AF_INET, Socket};
+use crate::ctx::{AF_INET, AF_INET6, Socket};
 
 /// Where the running kernel keeps what is read here. Set by the agent when it
 /// loads the programs.
@@ -173,37 +173,39 @@ pub fn owner(socket: Socket) -> Option<(u32, u32)> {
     Some((cred.field(at.cred_fsuid)?, cred.field(at.cred_fsgid)?))
 }
 
-/// What an iterator wants to know of a TCP socket.
-pub struct TcpSocket {
+/// `TCP_LISTEN`
+const TCP_LISTEN: u8 = 10;
+
+/// What an iterator wants to know of a listener.
+pub struct Listening {
     /// The family.
-    pub family: u16,
-    /// The state, a `TCP_…` code.
-    pub state: u8,
-    /// The local port, host byte order.
-    pub port: u16,
-    /// The local address.
-    pub addr: Addr,
+    pub family: u32,
+    /// Its address and port.
+    pub local: Endpoint,
     /// The network namespace.
     pub netns: NetnsCookie,
 }
 
-/// Reads the identity of a socket that an iterator visits; `None` when it is no TCP socket.
+/// The identity of a socket that an iterator visits; `None` unless it is one of TCP over IP
+/// that listens.
 #[inline(always)]
-pub fn tcp_socket(socket: Socket) -> Option<TcpSocket> {
+pub fn listening(socket: Socket) -> Option<Listening> {
     Structure::tcp_sock(socket)?;
     let at = offsets();
     let common = Address::of(socket)?;
-    let family: u16 = common.field(at.common_family)?;
-    let addr = if u32::from(family) == AF_INET {
-        Addr::from_v4(common.field(at.common_saddr4)?)
-    } else {
-        Addr::from_v6(common.field(at.common_saddr6)?)
+    // Most that are open do not listen.
+    if common.field::<u8>(at.common_state)? != TCP_LISTEN {
+        return None;
+    }
+    let family = u32::from(common.field::<u16>(at.common_family)?);
+    let addr = match family {
+        AF_INET => Addr::from_v4(common.field(at.common_saddr4)?),
+        AF_INET6 => Addr::from_v6(common.field(at.common_saddr6)?),
+        _ => return None,
     };
-    Some(TcpSocket {
+    Some(Listening {
         family,
-        state: common.field(at.common_state)?,
-        port: common.field(at.common_num)?,
-        addr,
+        local: Endpoint::new(addr, common.field(at.common_num)?),
         netns: common.follow(at.common_net)?.field(at.net_cookie)?,
     })
 }

@@ -18,9 +18,6 @@ use crate::{
     pods,
 };
 
-/// `TCP_LISTEN`
-const TCP_LISTEN: u8 = 10;
-
 /// A socket has called listen().
 #[inline(always)]
 pub fn opened(event: TcpEvent, socket: Socket) {
@@ -47,23 +44,20 @@ pub fn opened(event: TcpEvent, socket: Socket) {
 ///
 /// The kernel's iterator over TCP sockets would find those without a file as well, but
 /// it counts one use too few of a connection that begins while it passes, and memory
-/// is used that was freed (CVE-2026-74714, before 6.1.183, 6.12.104, 6.18.45 and 7.1.9).
-/// It waits for the lock of each socket, too.
+/// is used that was freed (CVE-2026-74714; see docs/datapath.md). It waits for the lock of
+/// each socket, too.
 #[inline(always)]
 pub fn visited(visit: FileVisit) {
     let Some(socket) = visit.socket(kernel::offsets().socket_sock) else {
         return;
     };
-    let Some(found) = kernel::tcp_socket(socket) else {
+    let Some(found) = kernel::listening(socket) else {
         return;
     };
-    if found.state != TCP_LISTEN {
-        return;
-    }
     let listener = Listener {
         netns: found.netns,
-        local: Endpoint::new(found.addr, found.port),
-        family: u32::from(found.family),
+        local: found.local,
+        family: found.family,
     };
     let add = |key: &mut ListenerKey| {
         // SAFETY: a key of this map; the iterator holds the file, and the

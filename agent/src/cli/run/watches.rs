@@ -117,9 +117,9 @@ impl Requests {
         while self.descriptor.readable().await {
             let pods = self.events.drain();
             if !pods.is_empty() {
-                node.find_listeners(pods).await;
+                let took = node.find_listeners(pods).await.unwrap_or_default();
                 // Each connection that misses a listener asks again.
-                tokio::time::sleep(SCAN_PAUSE).await;
+                tokio::time::sleep(SCAN_PAUSE.max(took * REST)).await;
             }
         }
     }
@@ -134,7 +134,7 @@ impl Requests {
                 tracing::warn!(error = format!("{error:#}"), "cannot splice connections");
                 Duration::ZERO
             });
-            tokio::time::sleep(SPLICE_PAUSE.max(took * SPLICE_REST)).await;
+            tokio::time::sleep(SPLICE_PAUSE.max(took * REST)).await;
         }
     }
 }
@@ -142,10 +142,10 @@ impl Requests {
 /// How long after connections were spliced the next are, at the earliest.
 const SPLICE_PAUSE: Duration = Duration::from_millis(10);
 
-/// By how much the pause is longer than what comes before it took, at least: where
-/// very many files are open on the node, finding sockets among them must not keep
+/// By how much the pause after a look at the open files is longer than the look took, at
+/// least: where very many are open on the node, finding sockets among them must not keep
 /// the agent busy.
-const SPLICE_REST: u32 = 30;
+const REST: u32 = 30;
 
 /// Writes the programs' decisions into the log from now on, where they are logged at
 /// all.
