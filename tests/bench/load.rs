@@ -46,12 +46,13 @@ pub(crate) enum Job {
     Cycles { to: SocketAddr, threads: usize },
     /// As many bytes as possible, on one connection.
     Bulk { to: SocketAddr },
-    /// Opens connections and makes a request on each; it is told nothing, and holds
+    /// Opens connections and makes so many requests on each; it is told nothing, and holds
     /// them until its standard input ends.
     Hold {
         to: SocketAddr,
         count: usize,
         from: Option<IpAddr>,
+        requests: usize,
     },
 }
 
@@ -103,7 +104,12 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<()> {
             let mut flow = Flow::start(to)?;
             in_turns(|time| flow.measure(time))
         }
-        Job::Hold { to, count, from } => Ok(hold(to, count, from)?),
+        Job::Hold {
+            to,
+            count,
+            from,
+            requests,
+        } => Ok(hold(to, count, from, requests)?),
     }
 }
 
@@ -243,6 +249,9 @@ impl Requests {
     }
 }
 
+/// How many connections of each turn do not count: others have used the processor's caches.
+const COLD: u32 = 5;
+
 /// Before a moment, the rest of the wait is spent awake.
 const AWAKE: Duration = Duration::from_micros(80);
 
@@ -252,12 +261,15 @@ fn connects(to: SocketAddr, rate: u32, time: Duration) -> io::Result<Latency> {
     let (mut times, mut calls) = (Times::new(), Times::new());
     let before = cpu()?;
     let start = Instant::now() + interval;
-    for number in 0..planned {
+    for number in 0..COLD + planned {
         let plan = start + interval * number;
         wait_until(plan);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         let called = Instant::now();
         socket.connect(&to.into())?;
+        if number < COLD {
+            continue;
+        }
         // What was late because the one before it was slow counts as slow.
         times.record(plan.elapsed());
         calls.record(called.elapsed());
@@ -368,7 +380,7 @@ impl Flow {
     }
 }
 
-fn hold(to: SocketAddr, count: usize, from: Option<IpAddr>) -> io::Result<()> {
+fn hold(to: SocketAddr, count: usize, from: Option<IpAddr>, requests: usize) -> io::Result<()> {
     let mut held = Vec::with_capacity(count);
     for _ in 0..count {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -381,7 +393,9 @@ fn hold(to: SocketAddr, count: usize, from: Option<IpAddr>) -> io::Result<()> {
         socket.connect(&to.into())?;
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(TIMEOUT))?;
-        one_request(&mut stream)?;
+        for _ in 0..requests {
+            one_request(&mut stream)?;
+        }
         held.push(stream);
     }
     role::tell(role::READY);

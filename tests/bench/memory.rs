@@ -1,6 +1,6 @@
 //! What the kernel holds for connections.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 /// Bytes in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,37 @@ const CACHES: &[&str] = &[
     "skbuff",
 ];
 
+/// Between two looks: longer than the agent takes to splice what may be.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How often it is looked at; then it counts as it is.
+const LOOKS: usize = 40;
+
+/// By how much two looks may differ where nothing moves any more, in bytes.
+const STILL: u64 = 64 * 1024;
+
 impl Held {
+    /// Of the whole machine, when nothing moves any more: what programs let go of is free
+    /// only when others are through (RCU), and connections are spliced a while after they
+    /// were opened.
+    ///
+    /// # Panics
+    ///
+    /// As [`now`](Self::now).
+    pub(crate) fn settled() -> Self {
+        let mut last = Self::now();
+        for _ in 0..LOOKS {
+            thread::sleep(PAUSE);
+            let now = Self::now();
+            let moved = now.slab.abs_diff(last.slab) + now.queued.abs_diff(last.queued);
+            if moved <= STILL {
+                return now;
+            }
+            last = now;
+        }
+        last
+    }
+
     /// Of the whole machine, now.
     ///
     /// # Panics

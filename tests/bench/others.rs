@@ -24,8 +24,11 @@ use crate::{
 
 /// The setting of a process outside the mesh.
 pub(crate) const OUTSIDE: &str = "outside the mesh";
-/// Its row on a node without an agent.
+/// Its row on a machine without an agent.
 pub(crate) const NO_AGENT: &str = "no agent";
+/// Its row on a node without an agent, while others of the machine have one: the kernel's
+/// switches for programs (`cgroup_bpf_enabled_key`) are the machine's.
+const ELSEWHERE: &str = "an agent elsewhere";
 /// Its row on a node with so many enrolled pods.
 pub(crate) const PODS_1000: &str = "1,000 pods";
 /// The setting of connections while others are open.
@@ -142,9 +145,17 @@ pub(crate) fn neighbours(
 ) -> Result<(), Interrupted> {
     let cores = Cores::choose();
     say(format_args!("Setting up nodes with pods:"));
+    // Half of its turns are before those of the others, and half after.
+    let mut alone = outside.then(|| Neighbour::start(NO_AGENT, None, cores, effort.rate));
+    for _ in 0..effort.turns.div_ceil(2) {
+        go_on(interrupt)?;
+        if let Some(alone) = &mut alone {
+            alone.connect(effort, report);
+        }
+    }
     let mut nodes = Vec::new();
     for (row, pods, needed) in [
-        (NO_AGENT, None, outside),
+        (ELSEWHERE, None, outside),
         ("0 pods", Some(0), outside),
         ("10 pods", Some(10), enrolling),
         ("100 pods", Some(100), outside),
@@ -174,6 +185,13 @@ pub(crate) fn neighbours(
             }
         }
         nodes.rotate_left(1);
+    }
+    drop(nodes);
+    for _ in 0..effort.turns / 2 {
+        go_on(interrupt)?;
+        if let Some(alone) = &mut alone {
+            alone.connect(effort, report);
+        }
     }
     Ok(())
 }
@@ -240,6 +258,7 @@ impl Crowd {
             to: Self::target(),
             count,
             from: Some(Self::source(number).into()),
+            requests: 1,
         };
         Role::Client(job).spawn(pod.netns(), Owner::APP)
     }

@@ -278,9 +278,9 @@ impl<'site> Series<'site> {
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
 fn memory(site: &Site, count: usize) -> [f64; 2] {
     site.forget_tracked();
-    let (before, sockets_before) = (Held::now(), sockets());
+    let (before, sockets_before) = (Held::settled(), sockets());
     let held = site.hold(count);
-    let after = Held::now();
+    let after = Held::settled();
     drop(held);
     wait_until("the end of all connections", || match sockets() {
         open if open <= sockets_before => Ok(()),

@@ -31,6 +31,10 @@ use crate::{
 };
 
 /// Where the application that is called listens.
+/// How many requests a connection has made of which memory is measured: more than it
+/// takes to be spliced.
+const REQUESTS: usize = 4;
+
 const SERVER_PORT: u16 = envoy::APPLICATION_PORT;
 
 /// How a connection comes to the proxy.
@@ -282,7 +286,8 @@ impl Site {
         all.map(cpu_time).sum()
     }
 
-    /// Opens connections all the way, which last until the result is dropped.
+    /// Opens connections all the way, which last until the result is dropped. Each has made
+    /// [`REQUESTS`], after which it is spliced where that is done.
     ///
     /// # Panics
     ///
@@ -292,6 +297,7 @@ impl Site {
             to: self.target(),
             count,
             from: None,
+            requests: REQUESTS,
         };
         Role::Client(job).start(self.client_pod.netns(), Owner::APP)
     }

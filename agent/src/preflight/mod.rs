@@ -103,19 +103,21 @@ pub fn all(places: &Places) -> Vec<Finding> {
     findings
 }
 
-/// Checks that this process may load programs, and that the kernel can.
+/// Checks that this process may load programs, and that the kernel can; warns in the log of
+/// what somebody should know.
 ///
 /// # Errors
 ///
 /// With the first thing that is missing, and what to do.
 pub fn required() -> Result<()> {
-    match before_loading()
-        .into_iter()
-        .find(|finding| finding.level == Level::Failure)
-    {
-        Some(finding) => Err(finding.into_error()),
-        None => Ok(()),
+    for finding in before_loading() {
+        match finding.level {
+            Level::Ok => {}
+            Level::Warning => tracing::warn!("{}; {}", finding.found, finding.remedy),
+            Level::Failure => return Err(finding.into_error()),
+        }
     }
+    Ok(())
 }
 
 /// The cgroup v2 directory that the programs are to hang on: the one that is named, or

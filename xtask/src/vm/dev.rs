@@ -1,16 +1,19 @@
 //! `cargo xtask vm`: a virtual machine to play with.
 
 use std::{
+    fs,
     io::{self, IsTerminal as _, Read as _},
-    process::ExitCode,
+    process::{self, ExitCode},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{
+    directory,
     image::{self, RESULTS},
     kernel::{self, KERNELS, Kernel},
+    machine::End,
     packed,
     session::{Session, with_image},
 };
@@ -32,10 +35,15 @@ pub(crate) struct Arguments {
     /// input run, where that is no terminal
     #[arg(long, value_name = "COMMANDS")]
     run: Option<String>,
-    /// How long it may take where there are commands, in minutes
-    #[arg(long, value_name = "MINUTES", default_value_t = 10)]
-    limit: u64,
+    /// How long it may take, in minutes: 10 for commands unless this says otherwise, and
+    /// 720 for a shell
+    #[arg(long, value_name = "MINUTES")]
+    limit: Option<u64>,
 }
+
+/// The default of how long commands may take, and a shell; in minutes.
+const FOR_COMMANDS: u64 = 10;
+const FOR_A_SHELL: u64 = 12 * 60;
 
 impl Arguments {
     /// The commands; nothing where somebody is there to type them.
@@ -74,12 +82,10 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     build::agent_and("demo")?;
     let kernels = kernel::ready(Arch::X86_64, &[&arguments.kernel])?;
     let kernel = kernels.first().context("one was asked for")?;
+    let limit = |minutes| Duration::from_secs(arguments.limit.unwrap_or(minutes) * 60);
     match commands {
-        Some(commands) => {
-            let limit = Duration::from_secs(arguments.limit * 60);
-            run(kernel, &commands, limit)
-        }
-        None => shell(kernel),
+        Some(commands) => run(kernel, &commands, limit(FOR_COMMANDS)),
+        None => shell(kernel, limit(FOR_A_SHELL)),
     }
 }
 
@@ -122,19 +128,54 @@ fn work_tree() -> Result<Vec<image::Packed>> {
     Ok(files.filter(|file| file.from.is_file()).collect())
 }
 
-/// A shell on the console, which is this terminal.
-fn shell(kernel: &Kernel) -> Result<ExitCode> {
+/// A shell on the console, which is this terminal. It is a success when the demo ended well
+/// in which it was.
+fn shell(kernel: &Kernel, limit: Duration) -> Result<ExitCode> {
     say(format!(
         "Linux {}: a shell comes when the pods are there; `exit` ends the VM, and so does Ctrl-A X",
         kernel.release()
     ));
     // With a terminal of its own, or Ctrl-C would be for the VM's first process.
-    let run = script(&format!("setsid cttyhack {DEMO} --stay"));
-    let status = with_image("dev", kernel, &files()?, &run, |machine| machine.attached())?;
-    if !status.success() {
-        bail!("QEMU failed: {status}");
+    let run = script(&format!(
+        "setsid cttyhack {DEMO} --stay\necho \"{LEFT}$?\" >/dev/console"
+    ));
+    let console = directory()?.join(format!("dev-{}.console", process::id()));
+    let end = with_image("dev", kernel, &files()?, &run, |machine| {
+        machine.attached(&console, limit)
+    })?;
+    let text = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
+    let code = code_of(&String::from_utf8_lossy(&text));
+    match (end, code) {
+        (End::TimeLimit, _) => bail!(
+            "its {} minutes were over; `--limit` says how many there are; its console: {}",
+            limit.as_secs() / 60,
+            console.display()
+        ),
+        (End::Itself, Some(0)) => {
+            fs::remove_file(&console).with_context(|| format!("removing {}", console.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (End::Itself, Some(code)) => bail!(
+            "the demo in the VM failed with {code}; its console: {}",
+            console.display()
+        ),
+        (End::Itself, None) => bail!(
+            "the VM ended before the shell did; its console: {}",
+            console.display()
+        ),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// What comes before the exit code of the demo in which the shell was.
+const LEFT: &str = "the shell was left, and the demo ended with ";
+
+/// The exit code that the VM says on its console.
+fn code_of(console: &str) -> Option<u8> {
+    let said = console
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix(LEFT));
+    said?.parse().ok()
 }
 
 /// The commands, and what they write. The exit code is theirs.
@@ -169,11 +210,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_console_says_how_the_demo_ended() {
+        let console = format!("# exit\r\n{LEFT}3\r\nreboot: Restarting system\r\n");
+        assert_eq!(code_of(&console), Some(3));
+        assert_eq!(code_of("Kernel panic - not syncing\r\n"), None);
+    }
+
+    #[test]
     fn commands_may_be_an_argument() {
         let arguments = Arguments {
             kernel: "6.12".to_owned(),
             run: Some("shunt status".to_owned()),
-            limit: 10,
+            limit: None,
         };
         let commands = arguments.commands().expect("no input is read");
         assert_eq!(commands.as_deref(), Some("shunt status"));

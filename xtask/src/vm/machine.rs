@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -72,6 +72,9 @@ pub(super) const fn second_line(arch: Arch) -> &'static str {
 const LOUD: &str = "loglevel=6";
 const QUIET: &str = "quiet";
 
+/// Between two looks at whether a machine has ended that has the terminal.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Memory, in MiB: the file system is in it twice while it is unpacked.
 const MEMORY: &str = "3072";
 
@@ -120,12 +123,29 @@ impl Machine<'_> {
         Ok(if over { End::TimeLimit } else { End::Itself })
     }
 
-    /// Runs it to its end, with this terminal as its console. Ctrl-C is for who is in
-    /// there; Ctrl-A X ends it.
-    pub(super) fn attached(&self) -> Result<ExitStatus> {
-        self.command(QUIET, "mon:stdio")?
-            .status()
-            .context("cannot start QEMU")
+    /// Runs it to its end, at most for `limit`, with this terminal as its console, of which the
+    /// file `console` keeps a copy. Ctrl-C is for who is in there; Ctrl-A X ends it.
+    pub(super) fn attached(&self, console: &Path, limit: Duration) -> Result<End> {
+        let terminal = format!(
+            "stdio,id=console,mux=on,signal=off,logfile={}",
+            console.display()
+        );
+        let child = self
+            .command(QUIET, "chardev:console")?
+            .args(["-chardev", &terminal, "-mon", "chardev=console"])
+            .spawn()
+            .context("cannot start QEMU")?;
+        let guard = Guard(Arc::new(Mutex::new(child)));
+        let timer = guard.end_after(limit);
+        while !guard.has_ended()? {
+            thread::sleep(PAUSE);
+        }
+        if !timer.is_over() {
+            return Ok(End::Itself);
+        }
+        // QEMU had no time to give the terminal back as it was.
+        let _ = Command::new("stty").arg("sane").status();
+        Ok(End::TimeLimit)
     }
 
     /// The command that starts it; its first serial line, which is its console, goes to
@@ -177,6 +197,14 @@ impl Guard {
             }
         });
         Timer { end, _stop: stop }
+    }
+}
+
+impl Guard {
+    fn has_ended(&self) -> Result<bool> {
+        let mut child = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = child.try_wait().context("cannot wait for QEMU")?;
+        Ok(ended.is_some())
     }
 }
 
