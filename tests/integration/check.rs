@@ -64,6 +64,7 @@ fn this_machine_can_run_the_agent() {
     for subject in [
         "user",
         "capabilities",
+        "processes",
         "kernel",
         "lockdown",
         "BTF",
@@ -76,6 +77,25 @@ fn this_machine_can_run_the_agent() {
         assert_eq!(level(&found, subject), "ok", "{subject}: {found:?}");
     }
     assert!(!bpffs.exists(), "a check makes nothing");
+}
+
+/// As in a container without `hostPID`.
+#[test]
+fn a_pid_namespace_of_its_own_is_warned_of() {
+    require_root();
+    let cgroup = Cgroup::new();
+    let dir = temp_dir("check");
+    let plain = check(cgroup.path(), &dir.path().join("bpffs"));
+    let mut alone = Command::new("unshare");
+    alone
+        .args(["--pid", "--fork"])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+
+    let ran = run(&mut alone);
+
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(level(&findings(&ran), "processes"), "warning");
 }
 
 #[test]

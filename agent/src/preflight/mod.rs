@@ -8,6 +8,7 @@ mod kernel;
 mod neighbours;
 mod places;
 mod privileges;
+mod processes;
 
 use std::path::{Path, PathBuf};
 
@@ -135,6 +136,7 @@ fn before_loading() -> Vec<Finding> {
     vec![
         privileges::root(),
         privileges::capabilities(),
+        processes::seen(),
         kernel::release(),
         kernel::lockdown(Path::new("/sys/kernel/security/lockdown")),
     ]
