@@ -95,6 +95,21 @@ impl Neighbour {
         report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, call);
     }
 
+    /// Turns in which nobody else has one.
+    fn connect_in_turns(
+        &mut self,
+        turns: usize,
+        effort: &Effort,
+        interrupt: &Interrupt,
+        report: &mut Report,
+    ) -> Result<(), Interrupted> {
+        for _ in 0..turns {
+            go_on(interrupt)?;
+            self.connect(effort, report);
+        }
+        Ok(())
+    }
+
     /// The row of its last pod, where the benchmark enrols that one again and again.
     fn row_of_last(&self) -> Option<&'static str> {
         match self.pods.len() {
@@ -147,11 +162,8 @@ pub(crate) fn neighbours(
     say(format_args!("Setting up nodes with pods:"));
     // Half of its turns are before those of the others, and half after.
     let mut alone = outside.then(|| Neighbour::start(NO_AGENT, None, cores, effort.rate));
-    for _ in 0..effort.turns.div_ceil(2) {
-        go_on(interrupt)?;
-        if let Some(alone) = &mut alone {
-            alone.connect(effort, report);
-        }
+    if let Some(alone) = &mut alone {
+        alone.connect_in_turns(effort.turns.div_ceil(2), effort, interrupt, report)?;
     }
     let mut nodes = Vec::new();
     for (row, pods, needed) in [
@@ -187,11 +199,8 @@ pub(crate) fn neighbours(
         nodes.rotate_left(1);
     }
     drop(nodes);
-    for _ in 0..effort.turns / 2 {
-        go_on(interrupt)?;
-        if let Some(alone) = &mut alone {
-            alone.connect(effort, report);
-        }
+    if let Some(alone) = &mut alone {
+        alone.connect_in_turns(effort.turns / 2, effort, interrupt, report)?;
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ fn work_tree() -> Result<Vec<image::Packed>> {
 }
 
 /// A shell on the console, which is this terminal. It is a success when the demo ended well
-/// in which it was.
+/// in which it was, or somebody ended the VM.
 fn shell(kernel: &Kernel, limit: Duration) -> Result<ExitCode> {
     say(format!(
         "Linux {}: a shell comes when the pods are there; `exit` ends the VM, and so does Ctrl-A X",
@@ -169,8 +169,14 @@ fn shell(kernel: &Kernel, limit: Duration) -> Result<ExitCode> {
 /// What comes before the exit code of the demo in which the shell was.
 const LEFT: &str = "the shell was left, and the demo ended with ";
 
-/// The exit code that the VM says on its console.
+/// What QEMU writes when somebody has ended it with Ctrl-A X.
+const ENDED_BY_HAND: &str = "QEMU: Terminated";
+
+/// The exit code that the VM says on its console; 0 when somebody ended it.
 fn code_of(console: &str) -> Option<u8> {
+    if console.trim_end().ends_with(ENDED_BY_HAND) {
+        return Some(0);
+    }
     let said = console
         .lines()
         .rev()
@@ -214,6 +220,7 @@ mod tests {
         let console = format!("# exit\r\n{LEFT}3\r\nreboot: Restarting system\r\n");
         assert_eq!(code_of(&console), Some(3));
         assert_eq!(code_of("Kernel panic - not syncing\r\n"), None);
+        assert_eq!(code_of("shunt# QEMU: Terminated\r\n"), Some(0));
     }
 
     #[test]

@@ -198,9 +198,7 @@ impl Guard {
         });
         Timer { end, _stop: stop }
     }
-}
 
-impl Guard {
     fn has_ended(&self) -> Result<bool> {
         let mut child = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = child.try_wait().context("cannot wait for QEMU")?;
