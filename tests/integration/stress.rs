@@ -18,11 +18,12 @@ use shunt_tests::{
 };
 use socket2::{Domain, Socket, Type};
 
-/// How many connections are open at once; each is a part of a run.
-const SIZES: [usize; 3] = [1, 16, 256];
+/// How many connections are open at once, and to which port; each is a part of a run. A port
+/// of its own: the listener before may live on for a moment after it was closed, in a child
+/// that another test has just begun, or in the hands of whoever looks at open files.
+const PARTS: [(usize, u16); 3] = [(1, 8080), (16, 8081), (256, 8082)];
 /// How many tests share the time.
 const TESTS: u32 = 3;
-const PORT: u16 = 8080;
 
 /// The client ends first. Where the server has ended before, Envoy now and then closes
 /// the connection to it before it has passed on all that the client has sent: also with
@@ -61,11 +62,13 @@ fn run<P>(mode: Option<Splice>, proxy: fn(&Pod) -> P, client_ends_first: bool) {
     for pod in [&client, &server] {
         agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
     }
-    let parts = u32::try_from(SIZES.len()).expect("few") * TESTS;
+    let parts = u32::try_from(PARTS.len()).expect("few") * TESTS;
     let time = time() / parts;
     let mut first = 0;
-    for at_once in SIZES {
-        let sum = load(&client, &server, rules, first, at_once, time);
+    for (at_once, port) in PARTS {
+        let to = SocketAddr::from((server.ip(), port));
+        let listener = server.netns().run(|| listen(port));
+        let sum = load(&client, (listener, to), rules, first, at_once, time);
         let sum = sum.unwrap_or_else(|error| panic!("with seed {seed}: {error}"));
         say(&format!("{at_once} at once: {sum}"));
         assert!(sum.connections > 0, "nothing was tried");
@@ -80,17 +83,15 @@ fn run<P>(mode: Option<Splice>, proxy: fn(&Pod) -> P, client_ends_first: bool) {
     assert_eq!(spliced > 0, mode != Splice::Off, "{spliced} bytes spliced");
 }
 
-/// Has so many connections open at once for `time`; what both ends have done.
+/// Has so many connections to a listener open at once for `time`; what both ends have done.
 fn load(
     client: &Pod,
-    server: &Pod,
+    (listener, to): (Socket, SocketAddr),
     rules: Rules,
     first: u64,
     at_once: usize,
     time: Duration,
 ) -> Result<Sum, String> {
-    let to = SocketAddr::from((server.ip(), PORT));
-    let listener = server.netns().run(listen);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let answering =
@@ -115,11 +116,11 @@ fn load(
     })
 }
 
-fn listen() -> Socket {
+fn listen(port: u16) -> Socket {
     Owner::APP.assume();
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a new socket");
     listener.set_reuse_address(true).expect("an open socket");
-    let address = SocketAddr::from(([0, 0, 0, 0], PORT));
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
     listener.bind(&address.into()).expect("a free port");
     listener.listen(4096).expect("a bound socket");
     listener
