@@ -165,12 +165,54 @@ pub fn forget<T: Copy>(value: &mut T) {
 /// sockets that are older than their namespace's enrolment, too.
 #[inline(always)]
 pub fn owner(socket: Socket) -> Option<(u32, u32)> {
+    // Without a helper for each step where that can be: this is for every connect().
+    match Structure::tcp_sock(socket) {
+        Some(tcp) => opener(tcp),
+        None => opener(Address::of(socket)?),
+    }
+}
+
+/// The file system ids of whoever opened the file of a `struct sock`.
+#[inline(always)]
+fn opener(sock: impl Steps) -> Option<(u32, u32)> {
     let at = offsets();
-    let cred = Address::of(socket)?
-        .follow(at.sock_socket)?
-        .follow(at.socket_file)?
-        .follow(at.file_cred)?;
-    Some((cred.field(at.cred_fsuid)?, cred.field(at.cred_fsgid)?))
+    let cred = sock
+        .to(at.sock_socket)?
+        .to(at.socket_file)?
+        .to(at.file_cred)?;
+    Some((cred.id(at.cred_fsuid)?, cred.id(at.cred_fsgid)?))
+}
+
+/// From structure to structure, in either way.
+trait Steps: Sized {
+    /// What a field that is a pointer points to.
+    fn to(self, offset: u32) -> Option<Self>;
+    /// A field of four bytes.
+    fn id(&self, offset: u32) -> Option<u32>;
+}
+
+impl Steps for Address {
+    #[inline(always)]
+    fn to(self, offset: u32) -> Option<Self> {
+        self.follow(offset)
+    }
+
+    #[inline(always)]
+    fn id(&self, offset: u32) -> Option<u32> {
+        self.field(offset)
+    }
+}
+
+impl Steps for Structure {
+    #[inline(always)]
+    fn to(self, offset: u32) -> Option<Self> {
+        self.follow(offset)
+    }
+
+    #[inline(always)]
+    fn id(&self, offset: u32) -> Option<u32> {
+        Some(self.word(offset))
+    }
 }
 
 /// `TCP_LISTEN`
