@@ -114,7 +114,8 @@ pub fn established(
     settings: &PodSettings,
     active: bool,
 ) {
-    if settings.splice == SpliceMode::Off as u32 {
+    let applications_too = settings.splice >= SpliceMode::Proxy as u32;
+    if settings.splice == SpliceMode::Off as u32 || (!applications_too && is_within_pod(event)) {
         return;
     }
     let proxy = if active {
@@ -123,7 +124,7 @@ pub fn established(
         // What a proxy's listener hands down.
         ORIGINAL_DST.get(socket).is_some()
     };
-    if settings.splice < SpliceMode::Proxy as u32 && (!proxy || is_within_pod(event)) {
+    if !proxy && !applications_too {
         return;
     }
     if active {
@@ -191,8 +192,8 @@ fn may_be_spliced(socket: Socket, netns: NetnsCookie) -> Option<u32> {
 /// not recognised. Then more is remembered, and nothing else is done.)
 #[inline(always)]
 fn is_within_pod(event: TcpEvent) -> bool {
-    let local = event.local().addr;
-    local.is_loopback() || local.same(&event.remote().addr)
+    let (local, remote) = (event.local().addr, event.remote().addr);
+    local.is_loopback() || remote.is_loopback() || local.same(&remote)
 }
 
 /// Whether a proxy owns the socket, as the rules have it.
