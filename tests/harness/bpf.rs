@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde_json::Value;
+use shunt_abi::FlowSlot;
 
 use crate::{agent, command::output_of};
 
@@ -19,10 +20,27 @@ pub fn entries_by_map(status: &Value) -> BTreeMap<String, usize> {
     let entries: BTreeMap<_, _> = objects(status, "maps")
         .into_iter()
         .filter(|(name, _)| !OF_CONNECTIONS.contains(&name.as_str()))
-        .filter_map(|(name, id)| Some((name, entries(id)?)))
+        .filter_map(|(name, id)| {
+            let held = if name == "FLOW_SLOTS" {
+                slots_in_use(id)
+            } else {
+                entries(id)?
+            };
+            Some((name, held))
+        })
         .collect();
     assert!(!entries.is_empty(), "status tells of no maps: {status}");
     entries
+}
+
+/// How many redirected connections are between their first packet and the proxy, by these
+/// entries.
+///
+/// # Panics
+///
+/// When they lack the maps for them.
+pub fn under_way(entries: &BTreeMap<String, usize>) -> usize {
+    entries["FLOWS"] + entries["FLOW_SLOTS"]
 }
 
 /// The tables of splicing: each open connection may have entries.
@@ -84,13 +102,27 @@ pub fn attached_to_cgroup(path: &Path) -> usize {
 
 /// `None` where a map cannot be listed.
 fn entries(id: u64) -> Option<usize> {
-    let id = id.to_string();
-    let map = json(Command::new("bpftool").args(["-j", "map", "show", "id", &id]));
+    let map = json(Command::new("bpftool").args(["-j", "map", "show", "id", &id.to_string()]));
     let kind = map["type"].as_str().unwrap_or_default();
-    if matches!(kind, "sk_storage" | "ringbuf") {
-        return None;
-    }
-    Some(list(Command::new("bpftool").args(["-j", "map", "dump", "id", &id])).len())
+    (!matches!(kind, "sk_storage" | "ringbuf")).then(|| dump(id).len())
+}
+
+/// How many of the slots that every connection on its way may have one of are not free. Each
+/// has its elements from the start.
+fn slots_in_use(id: u64) -> usize {
+    let is_used = |slot: &&Value| {
+        let state: [u8; 8] = std::array::from_fn(|at| {
+            let byte = slot["value"][at].as_str().unwrap_or_default();
+            let byte = u8::from_str_radix(byte.trim_start_matches("0x"), 16);
+            byte.unwrap_or_else(|error| panic!("{error}: {slot}"))
+        });
+        !FlowSlot::is_free(u64::from_ne_bytes(state))
+    };
+    dump(id).iter().filter(is_used).count()
+}
+
+fn dump(id: u64) -> Vec<Value> {
+    list(Command::new("bpftool").args(["-j", "map", "dump", "id", &id.to_string()]))
 }
 
 fn listed<'status>(status: &'status Value, what: &str) -> &'status [Value] {

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use shunt_tests::{
-    Agent, Envoy, Families, Node, Outcome, Owner, Probe, Process, Responder, Source, bpf,
-    connect_all, deadline::DEADLINE, envoy, mesh::ISTIO_DEFAULTS, node::Stack, probe, probe_all,
+    Agent, Envoy, Families, Node, Outcome, Owner, Probe, Process, Responder, Source, agent::Place,
+    bpf, connect_all, deadline::DEADLINE, envoy, mesh::ISTIO_DEFAULTS, node::Stack, probe,
+    probe_all,
 };
 
 use crate::lab::{Lab, PORT};
@@ -32,19 +33,29 @@ fn ten_thousand_connections_leave_nothing_behind() {
     assert_eq!((answered(15001), answered(15006)), (5_000, 5_000));
     let after = bpf::entries_by_map(&agent.status());
     assert_eq!(after, before);
-    assert_eq!(after["FLOWS"], 0);
+    assert_eq!(bpf::under_way(&after), 0);
+}
+
+#[test]
+fn open_connections_leave_nothing_in_any_map() {
+    open_connections(&[]);
 }
 
 /// What is published under two keys, because the proxy may be reached in two ways,
 /// is gone as soon as the connection is accepted.
 #[test]
-fn open_connections_leave_nothing_in_any_map() {
+fn open_connections_that_had_no_slot_leave_nothing_in_any_map() {
+    open_connections(&["--map-limit=FLOW_SLOTS=1"]);
+}
+
+#[track_caller]
+fn open_connections(arguments: &[&str]) {
     const EACH: u16 = 500;
     let node = Node::new();
     let pod = node.pod_with("pod", Stack::Dual);
     let families = Families::Split;
     let _proxy = Responder::start_for(families, pod.netns(), Owner::PROXY, &[15001, 15006]);
-    let agent = Agent::start(node.cgroup());
+    let agent = Agent::start_with(Place::new(node.cgroup()), arguments);
     let flags = [&ISTIO_DEFAULTS[..], &["--dual-stack=true"]].concat();
     agent.enroll(pod.netns(), &flags);
     // Routes and addresses of IPv6 are known when this is redirected.
@@ -111,7 +122,7 @@ fn refused_connections_leave_nothing_behind() {
     assert!(answers.iter().all(|a| a.outcome == Outcome::Refused));
     let after = bpf::entries_by_map(&agent.status());
     assert_eq!(after, before);
-    assert_eq!(after["FLOWS"], 0);
+    assert_eq!(bpf::under_way(&after), 0);
 }
 
 #[test]
@@ -146,10 +157,8 @@ fn twenty_thousand_connections_are_open_at_once() {
         client.wait_for_line(crowd::DONE, DEADLINE);
     }
     // An open connection is in its sockets' storage, and nowhere else.
-    assert_eq!(
-        bpf::entries_by_map(&agent.status())["FLOWS"],
-        before["FLOWS"]
-    );
+    let after = bpf::entries_by_map(&agent.status());
+    assert_eq!(bpf::under_way(&after), bpf::under_way(&before));
 }
 
 /// The two ends of 20,000 connections are more files than one process may have

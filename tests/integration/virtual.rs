@@ -378,12 +378,17 @@ fn many_connections_leave_nothing_behind() {
     let world = World::enrolled(&SETTINGS);
     let of_connections = || {
         let mut entries = bpf::entries_by_map(&world.agent().status());
-        entries.retain(|map, _| matches!(map.as_str(), "FLOWS" | "FORWARDED" | "SERVED"));
+        entries.retain(|map, _| {
+            matches!(
+                map.as_str(),
+                "FLOWS" | "FLOW_SLOTS" | "FORWARDED" | "SERVED"
+            )
+        });
         entries
     };
     let before = of_connections();
     assert_eq!(before.values().sum::<usize>(), 0, "{before:?}");
-    assert_eq!(before.len(), 3, "{before:?}");
+    assert_eq!(before.len(), 4, "{before:?}");
     let many = [Probe::new(Owner::APP, (Node::OUTSIDE, 80)); 500];
     let refused = probe_all(&world.machine, &many);
     let is_refused = |answer: &Answer| answer.outcome == Outcome::Refused;

@@ -35,6 +35,7 @@ const CONNECTIONS: Group = Group {
     maps: &[
         "ASKED",
         "FLOWS",
+        "FLOW_SLOTS",
         "FORWARDED",
         "LISTENERS",
         "ORIGINAL_DST",

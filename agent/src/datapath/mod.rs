@@ -70,6 +70,7 @@ const MAPS: &[&str] = &[
     "ENDS",
     "EVENTS",
     "FLOWS",
+    "FLOW_SLOTS",
     "FORWARDED",
     "INTERFACES",
     "LISTENERS",

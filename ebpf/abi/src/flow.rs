@@ -26,7 +26,7 @@ impl Endpoint {
 pub struct Asked {
     /// What the application asked for; meaningful with [`ASKED_REDIRECTED`].
     pub destination: Endpoint,
-    /// [`ASKED_REDIRECTED`] and [`ASKED_BOUND`].
+    /// Bits `ASKED_…`.
     pub flags: u32,
 }
 
@@ -36,6 +36,9 @@ pub const ASKED_REDIRECTED: u32 = 1 << 0;
 /// the application. It stays when a connection fails or is dissolved, and the
 /// next connect() must not take it for the application's wish.
 pub const ASKED_BOUND: u32 = 1 << 1;
+/// Bit of [`Asked::flags`]: the connection had no slot in `FLOW_SLOTS` and may have entries in
+/// `FLOWS`.
+pub const ASKED_IN_FLOWS: u32 = 1 << 2;
 
 impl Asked {
     /// The destination that was asked for, `None` when the last connect() was
@@ -49,8 +52,8 @@ impl Asked {
     }
 }
 
-/// Key of the map `FLOWS`: a redirected connection between the first packet of
-/// the application and its acceptance by the proxy.
+/// Key of the map `FLOWS`, and of a [`FlowSlot`]: a redirected connection between the first
+/// packet of the application and its acceptance by the proxy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct FlowKey {
@@ -66,4 +69,173 @@ pub struct FlowKey {
     pub server_port: u16,
     /// Always 0.
     pub pad: u32,
+}
+
+impl FlowKey {
+    /// Which of so many slots, 65,536 at most, is this connection's, wherever it ends up: the
+    /// proxy's address has no part in it.
+    #[inline(always)]
+    pub const fn slot(&self, slots: u32) -> u32 {
+        /// 2³² divided by the golden ratio: namespaces come with cookies in a row, and their
+        /// clients with ports in a row.
+        const SPREAD: u32 = 0x9e37_79b1;
+        let client = (self.client.words[3] ^ self.cookie as u32)
+            .wrapping_add((self.client_port as u32) << 16);
+        (client.wrapping_mul(SPREAD) >> 16) % slots
+    }
+
+    /// Whether this connection, as it was published, is the one that has arrived as `other`.
+    /// What was sent to another address than loopback's, which is its client's own, may arrive
+    /// at loopback all the same: the proxy's iptables rules, where a pod has them too, send it
+    /// there. What was sent to loopback arrives there.
+    #[inline(always)]
+    pub const fn arrives_as(&self, other: &Self) -> bool {
+        let same_client = self.cookie == other.cookie
+            && self.client.same(&other.client)
+            && self.client_port == other.client_port
+            && self.server_port == other.server_port;
+        same_client
+            && (self.server.same(&other.server)
+                || (!self.server.is_loopback() && other.server.is_loopback()))
+    }
+}
+
+/// Element of the map `FLOW_SLOTS`: a place for one connection on its way.
+///
+/// Its two ends, on two processors, and other connections of the same slot meet here
+/// without a lock. Whoever changes `state` from what it has read owns what follows: from
+/// free to being written, from there to published, and from published to free. It never has
+/// the same value twice, so what was read of a published slot is whole and was still there if
+/// its state is the same afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowSlot {
+    /// How often it changed. The remainder by [`FlowSlot::PHASES`] says what it is now.
+    pub state: u64,
+    /// The connection.
+    pub key: FlowKey,
+    /// What the application asked for.
+    pub asked: Endpoint,
+    /// Always 0.
+    pub pad: u32,
+}
+
+impl FlowSlot {
+    /// The number of phases of a slot's life, which follow each other: free, being written,
+    /// published.
+    pub const PHASES: u64 = 4;
+
+    /// Whether a slot in this state has nothing in it.
+    #[inline(always)]
+    pub const fn is_free(state: u64) -> bool {
+        state.is_multiple_of(Self::PHASES)
+    }
+
+    /// Whether the connection of a slot in this state may be looked at.
+    #[inline(always)]
+    pub const fn is_published(state: u64) -> bool {
+        state % Self::PHASES == 2
+    }
+
+    /// The state after `state`.
+    #[inline(always)]
+    pub const fn next(state: u64) -> u64 {
+        // Four is a power of two, which a program divides by without a division; the fourth
+        // phase is passed over.
+        if Self::is_published(state) {
+            state.wrapping_add(2)
+        } else {
+            state.wrapping_add(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Addr = Addr::SIX4;
+
+    fn key(server: Addr) -> FlowKey {
+        FlowKey {
+            cookie: 7,
+            client: OWN,
+            server,
+            client_port: 40_000,
+            server_port: 15001,
+            pad: 0,
+        }
+    }
+
+    #[test]
+    fn a_connection_to_the_own_address_may_arrive_at_loopback_and_not_the_other_way() {
+        let [to_own, to_loopback] = [OWN, Addr::LOOPBACK6].map(key);
+        let own = FlowKey {
+            server: Addr::from_v4(1),
+            ..to_own
+        };
+        assert!(own.arrives_as(&own) && to_loopback.arrives_as(&to_loopback));
+        assert!(own.arrives_as(&to_loopback));
+        assert!(!to_loopback.arrives_as(&own));
+        assert_eq!(own.slot(128), to_loopback.slot(128));
+    }
+
+    #[test]
+    fn connections_of_others_do_not_arrive() {
+        let one = key(Addr::LOOPBACK4);
+        for other in [
+            FlowKey { cookie: 8, ..one },
+            FlowKey {
+                client: Addr::LOOPBACK4,
+                ..one
+            },
+            FlowKey {
+                client_port: 40_001,
+                ..one
+            },
+            FlowKey {
+                server_port: 15006,
+                ..one
+            },
+        ] {
+            assert!(!one.arrives_as(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn connections_that_begin_together_have_slots_of_their_own() {
+        const SLOTS: u32 = 128;
+        let held = |cookies: core::ops::Range<u64>, each: u16| {
+            let mut slots = [0_u16; SLOTS as usize];
+            for cookie in cookies {
+                // The kernel gives ports in steps of two.
+                for client_port in (0..each).map(|number| 40_000 + 2 * number) {
+                    let one = FlowKey {
+                        cookie,
+                        client_port,
+                        ..key(Addr::LOOPBACK4)
+                    };
+                    slots[one.slot(SLOTS) as usize] += 1;
+                }
+            }
+            slots
+        };
+        assert!(held(7..8, 64).iter().all(|held| *held < 2), "of one pod");
+        let held = held(4_000..4_010, 3);
+        let shared = held.iter().filter(|held| **held > 1).count();
+        assert!(shared < 8, "{shared} slots for 30 connections are shared");
+    }
+
+    #[test]
+    fn a_slot_goes_from_free_to_published_and_back_and_is_never_as_before() {
+        let mut states = [0_u64; 7];
+        for at in 1..states.len() {
+            states[at] = FlowSlot::next(states[at - 1]);
+        }
+        let free = states.map(FlowSlot::is_free);
+        let published = states.map(FlowSlot::is_published);
+        assert_eq!(free, [true, false, false, true, false, false, true]);
+        assert_eq!(published, [false, false, true, false, false, true, false]);
+        assert!(states.is_sorted() && states[6] > states[3]);
+    }
 }

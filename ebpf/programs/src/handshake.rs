@@ -11,14 +11,13 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
-use shunt_abi::{Asked, Endpoint, ErrorCode, FlowKey, NetnsCookie, PodSettings, flags};
+use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie, PodSettings, flags};
 
 use crate::{
     bind, counters,
     ctx::{Socket, TcpEvent},
-    facts::loopback_like,
-    listeners,
-    maps::{ASKED, FLOWS, FORWARDED, ORIGINAL_DST},
+    flows, listeners,
+    maps::{ASKED, FORWARDED, ORIGINAL_DST},
     pods, splice_ends,
 };
 
@@ -53,8 +52,7 @@ pub fn event(event: TcpEvent) {
         }
         BPF_SOCK_OPS_STATE_CB => {
             if event.new_state() == BPF_TCP_CLOSE {
-                refused(event, socket);
-                withdraw(event, socket);
+                ends(event, socket);
             }
             splice_ends::changes(event, socket);
         }
@@ -72,100 +70,68 @@ fn enrolled<'a>(event: TcpEvent) -> Option<(NetnsCookie, &'a PodSettings)> {
 /// The application's side is about to send its SYN.
 #[inline(always)]
 fn publish(event: TcpEvent, socket: Socket) {
-    let Some(asked) = ASKED.get(socket).and_then(Asked::destination) else {
+    let Some(asked) = ASKED.get_mut(socket) else {
         return;
     };
-    let netns = event.netns();
-    let mut key = flow(netns, &event.local(), &event.remote());
+    if asked.destination().is_none() {
+        return;
+    }
     // A handshake that never ends leaves its entry to the end of the socket.
     event.watch(BPF_SOCK_OPS_STATE_CB_FLAG);
-    let mut published = FLOWS.insert(&key, asked, 0).is_ok();
-    if published && !key.server.is_loopback() {
-        turn_to_twin(&mut key);
-        published = FLOWS.insert(&key, asked, 0).is_ok();
-    }
-    if !published {
+    let netns = event.netns();
+    let mut key = flow(netns, &event.local(), &event.remote());
+    if flows::publish(&mut key, asked).is_err() {
         counters::failed(netns, ErrorCode::PublishFailed);
     }
-}
-
-/// Turns the key to the other place of the proxy's port where a connection may end up.
-/// One that is sent to the pod's own address, which is that of its client, ends up at
-/// loopback when the pod carries Istio's iptables rules as well: those send the proxy's
-/// own there. Others are sent to loopback in the first place, and have no twin.
-#[inline(always)]
-fn turn_to_twin(key: &mut FlowKey) {
-    key.server = if key.server.is_loopback() {
-        key.client
-    } else {
-        loopback_like(&key.server)
-    };
-}
-
-/// Removes a connection, wherever it may have ended up.
-#[inline(always)]
-fn remove(mut key: FlowKey) {
-    let _ = FLOWS.remove(&key);
-    turn_to_twin(&mut key);
-    let _ = FLOWS.remove(&key);
 }
 
 /// Whether a redirected connection from `client` to `server` is under way.
 #[inline(always)]
 pub fn is_published(netns: NetnsCookie, client: &Endpoint, server: &Endpoint) -> bool {
-    // SAFETY: the element is not looked into.
-    unsafe { FLOWS.get(flow(netns, client, server)) }.is_some()
+    flows::is_published(&flow(netns, client, server))
 }
 
-/// A connection ends before it was one. On its way to the proxy's port, which is
-/// within the pod, that means that nobody listens there.
+/// A socket is about to be closed, by whomever.
 #[inline(always)]
-fn refused(event: TcpEvent, socket: Socket) {
-    let redirected = || {
-        ASKED
-            .get(socket)
-            .is_some_and(|asked| asked.destination().is_some())
+fn ends(event: TcpEvent, socket: Socket) {
+    let Some(asked) = ASKED.get(socket) else {
+        return;
     };
-    if event.old_state() == BPF_TCP_SYN_SENT && redirected() {
-        counters::failed(event.netns(), ErrorCode::ProxyAwayOutbound);
+    let netns = event.netns();
+    // A connection ends before it was one. On its way to the proxy's port, which is
+    // within the pod, that means that nobody listens there.
+    if event.old_state() == BPF_TCP_SYN_SENT && asked.destination().is_some() {
+        counters::failed(netns, ErrorCode::ProxyAwayOutbound);
     }
-}
-
-/// The application's socket is closed.
-#[inline(always)]
-fn withdraw(event: TcpEvent, socket: Socket) {
-    if ASKED.get(socket).is_some() {
-        remove(flow(event.netns(), &event.local(), &event.remote()));
-    }
+    flows::withdraw(&mut flow(netns, &event.local(), &event.remote()), asked);
 }
 
 /// A listener has a new connection.
 #[inline(always)]
 fn take(event: TcpEvent, socket: Socket, netns: NetnsCookie, settings: &PodSettings) {
     let port = event.local_port();
-    let key = flow(netns, &event.remote(), &event.local());
+    let mut key = flow(netns, &event.remote(), &event.local());
     if settings.has(flags::INTERFACES) {
         take_forwarded(netns, &key, socket);
     }
-    if ORIGINAL_DST
-        .get(socket)
-        .is_some_and(|kept| kept.port != port)
-    {
+    let kept = ORIGINAL_DST.get_mut(socket);
+    if kept.as_ref().is_some_and(|kept| kept.port != port) {
         // Steered here by sk_lookup: its own local address is the answer.
         return;
     }
     if !settings.is_proxy_port(port) {
         return;
     }
-    // SAFETY: an element is written once and removed by the two ends of one
-    // connection; this is one of them, the other still waits.
-    let Some(asked) = (unsafe { FLOWS.get(&key) }).copied() else {
+    let Some(asked) = flows::take(&mut key) else {
         return;
     };
-    if ORIGINAL_DST.set(socket, &asked).is_err() {
-        counters::failed(netns, ErrorCode::KeepFailed);
+    match kept {
+        Some(kept) => *kept = asked,
+        None if ORIGINAL_DST.set(socket, &asked).is_err() => {
+            counters::failed(netns, ErrorCode::KeepFailed);
+        }
+        None => {}
     }
-    remove(key);
 }
 
 /// The same for a connection from a virtual interface, whose client has no

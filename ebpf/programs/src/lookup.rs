@@ -39,25 +39,38 @@ pub fn lookup(arrival: Arrival) -> Outcome {
         return Outcome::Untouched;
     };
     let mut ends = (arrival.local(), arrival.remote());
+    let redirected = is_redirected(netns, settings, &ends.1, &ends.0);
+    if redirected && ends.0.addr.is_loopback() {
+        // On its way there it needs no help.
+        return Outcome::Untouched;
+    }
     kernel::forget(&mut ends);
     let (local, remote) = &ends;
     if settings.has(flags::INTERFACES) && forward::is_look(remote) {
         return Outcome::Untouched;
     }
-    // The interface does not tell: for the pod's own address it is eth0's. An
-    // own source can only come from inside; from outside it is a martian.
-    let from_self =
-        lists::route(netns, &remote.addr).is_some_and(|route| route.flags & ROUTE_LOCAL != 0);
-    let inside = from_self && is_redirected(netns, settings, remote, local);
-    let port = if inside {
-        Some(local.port)
+    let port = if redirected {
+        // The proxy may listen at loopback only.
+        Some((local.port, true))
     } else {
-        decide(arrival, netns, settings, local, remote, from_self)
+        decide(arrival, netns, settings, local, remote).map(|port| (port, false))
     };
     match port {
         None => Outcome::Untouched,
-        Some(port) => assign(arrival, netns, port, inside),
+        Some((port, inside)) => assign(arrival, netns, port, inside),
     }
+}
+
+/// Whether this is a connection that `connect` sent to the proxy's port: at loopback, or at
+/// the pod's own address where its socket could not be bound.
+#[inline(always)]
+fn is_redirected(
+    netns: NetnsCookie,
+    settings: &PodSettings,
+    client: &Endpoint,
+    server: &Endpoint,
+) -> bool {
+    settings.is_proxy_port(server.port) && handshake::is_published(netns, client, server)
 }
 
 /// The proxy's port that takes a packet from outside, or from a socket of the pod that
@@ -69,8 +82,11 @@ fn decide(
     settings: &PodSettings,
     local: &Endpoint,
     remote: &Endpoint,
-    from_self: bool,
 ) -> Option<u16> {
+    // The interface does not tell: for the pod's own address it is eth0's. An
+    // own source can only come from inside; from outside it is a martian.
+    let from_self =
+        lists::route(netns, &remote.addr).is_some_and(|route| route.flags & ROUTE_LOCAL != 0);
     let interface = lists::interface(settings, arrival.ifindex());
     let mut facts = Inbound {
         destination: local.addr,
@@ -96,21 +112,6 @@ fn decide(
         rule: decision.rule as u32,
     });
     decision.verdict.port(settings)
-}
-
-/// Whether this is a connection that `connect` sent to the proxy's port at the
-/// pod's own address, because its socket had a port already. The proxy may
-/// listen on loopback only. On its way to loopback it needs no help.
-#[inline(always)]
-fn is_redirected(
-    netns: NetnsCookie,
-    settings: &PodSettings,
-    client: &Endpoint,
-    server: &Endpoint,
-) -> bool {
-    settings.is_proxy_port(server.port)
-        && !server.addr.is_loopback()
-        && handshake::is_published(netns, client, server)
 }
 
 /// The kinds of listeners, in the order in which the kernel prefers them.

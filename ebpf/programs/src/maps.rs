@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use shunt_abi::{
-    Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, FlowSlot, Interface,
     InterfaceKey, ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route,
     RouteKey, Sender,
 };
@@ -59,9 +59,20 @@ pub static INTERFACES: HashMap<InterfaceKey, Interface, 16_384, NO_PREALLOC> = H
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 65_536> = SockHash::new();
 
+/// How many slots `FLOW_SLOTS` has. More than a node's processors, each of which is busy with
+/// one handshake over loopback from its first to its last packet, and few enough to stay in
+/// the processors' caches. A power of two.
+pub const FLOW_PLACES: u32 = 128;
+
 /// Redirected connections between the first packet and the proxy's side being
-/// established. Written by `sock_ops` on the application's side, read and
-/// deleted on the proxy's; deleted when the application's socket closes.
+/// established, each in the slot that its client gives it. Written by `sock_ops` on the
+/// application's side, read and freed on the proxy's; freed when the application's socket
+/// closes.
+#[btf_map]
+pub static FLOW_SLOTS: Array<FlowSlot, { FLOW_PLACES as usize }> = Array::new();
+
+/// Those of them that found another in their slot. Written, read and deleted as
+/// `FLOW_SLOTS`.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Endpoint, 262_144, NO_PREALLOC> = HashMap::new();
 

@@ -7,7 +7,7 @@ use std::{
 
 use nix::errno::Errno;
 use shunt_tests::{
-    Owner,
+    Owner, bpf,
     deadline::{DEADLINE, wait_until},
 };
 use socket2::{Domain, SockAddr, Socket};
@@ -39,17 +39,18 @@ impl BusyProxy {
 
     /// Begins to accept, and gives the answer to SO_ORIGINAL_DST on each
     /// accepted socket after the first, by the client that it belongs to.
-    fn accept<const N: usize>(&self, clients: [&Socket; N]) -> [Result<SocketAddr, Errno>; N] {
-        self.listener.listen(64).expect("it listens already");
-        let accepted: Vec<_> = (0..=N).map(|_| self.accept_one()).collect();
-        clients.map(|client| {
+    fn accept(&self, clients: &[Socket]) -> Vec<Result<SocketAddr, Errno>> {
+        self.listener.listen(4096).expect("it listens already");
+        let accepted: Vec<_> = (0..=clients.len()).map(|_| self.accept_one()).collect();
+        let told = clients.iter().map(|client| {
             let name = client.local_addr().expect("it is connected");
             let found = accepted
                 .iter()
                 .find(|(_, peer)| peer.as_socket() == name.as_socket());
             let (socket, _) = found.expect("each was accepted");
             original_dst(socket)
-        })
+        });
+        told.collect()
     }
 
     fn accept_one(&self) -> (Socket, SockAddr) {
@@ -83,10 +84,10 @@ fn app(lab: &Lab) -> Socket {
 }
 
 /// The application begins to connect, and does not wait.
-fn begin(lab: &Lab) -> Socket {
+fn begin(lab: &Lab, to: SocketAddr) -> Socket {
     let socket = app(lab);
     socket.set_nonblocking(true).expect("an open socket");
-    let begun = errno_of(socket.connect(&OUTSIDE.into()));
+    let begun = errno_of(socket.connect(&to.into()));
     assert_eq!(begun, Some(Errno::EINPROGRESS));
     socket
 }
@@ -115,23 +116,56 @@ const NO_DESTINATION: Result<SocketAddr, Errno> = Err(Errno::ENOENT);
 #[test]
 fn a_handshake_that_finds_no_room_reaches_the_proxy_without_a_destination() {
     let lab = Lab::new();
-    let agent = enrolled_with(&lab, &["FLOWS=1"]);
+    let agent = enrolled_with(&lab, &["FLOWS=1", "FLOW_SLOTS=1"]);
     let proxy = BusyProxy::start(&lab);
-    let held = begin(&lab);
+    // One has the entry, and one the slot, if it is its own.
+    let mut held = vec![begin(&lab, OUTSIDE)];
     assert_eq!(agent.errors("publish_failed"), 0);
 
-    let one_too_many = begin(&lab);
+    while agent.errors("publish_failed") == 0 {
+        assert!(held.len() < 3, "there is room for two at most");
+        held.push(begin(&lab, OUTSIDE));
+    }
 
-    assert_eq!(agent.errors("publish_failed"), 1);
-    let told = proxy.accept([&held, &one_too_many]);
-    assert_eq!(told, [Ok(OUTSIDE), NO_DESTINATION]);
+    let told = proxy.accept(&held);
+    let (one_too_many, others) = told.split_last().expect("there are some");
+    assert_eq!(others, vec![Ok(OUTSIDE); others.len()]);
+    assert_eq!(*one_too_many, NO_DESTINATION);
     assert_eq!(lab.outside().accepted(), 0);
 
     // There is room again.
-    let next = begin(&lab);
+    let next = begin(&lab, OUTSIDE);
     let (socket, _) = proxy.accept_one();
     assert_eq!(original_dst(&socket), Ok(OUTSIDE));
     drop(next);
+}
+
+/// More of them than there are slots: some share one, and are kept apart all the same, when
+/// they go on and when they are given up.
+#[test]
+fn handshakes_that_share_a_slot_reach_the_proxy_each_with_its_destination() {
+    const MANY: u16 = 300;
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &[]);
+    let proxy = BusyProxy::start(&lab);
+    let entries = || bpf::entries_by_map(&agent.status());
+    let asked: Vec<_> = (0..MANY)
+        .map(|number| SocketAddr::new(OUTSIDE.ip(), 1000 + number))
+        .collect();
+
+    let mut held: Vec<_> = asked.iter().map(|to| begin(&lab, *to)).collect();
+
+    let all = entries();
+    assert_eq!(bpf::under_way(&all), usize::from(MANY));
+    assert!(all["FLOWS"] > 0 && all["FLOW_SLOTS"] > 0, "{all:?}");
+    let kept = usize::from(MANY / 3);
+    drop(held.split_off(kept));
+    assert_eq!(bpf::under_way(&entries()), kept);
+    let told = proxy.accept(&held);
+    let expected: Vec<_> = asked.iter().take(kept).copied().map(Ok).collect();
+    assert_eq!(told, expected);
+    assert_eq!(bpf::under_way(&entries()), 0);
+    assert_eq!(agent.errors("publish_failed"), 0);
 }
 
 #[test]
@@ -142,9 +176,9 @@ fn a_destination_that_cannot_be_kept_is_not_known_to_the_proxy() {
     let listener = listener(&lab, 0, take_memory);
     assert!(agent.errors("listener_failed") > 0);
     let proxy = BusyProxy::with(&lab, listener);
-    let held = begin(&lab);
+    let held = begin(&lab, OUTSIDE);
 
-    assert_eq!(proxy.accept([&held]), [NO_DESTINATION]);
+    assert_eq!(proxy.accept(&[held]), [NO_DESTINATION]);
     // That of the first connection neither.
     assert_eq!(agent.errors("keep_failed"), 2);
     assert_eq!(lab.outside().accepted(), 0);

@@ -1,0 +1,160 @@
+//! Where a redirected connection is between the application's first packet and the moment at
+//! which the proxy's side is established: what was asked for, found by the four-tuple.
+//!
+//! Nearly every one has a slot of an array for itself for these few microseconds, which takes no
+//! memory and no call of a helper. One that finds another connection there goes into a hash.
+
+use shunt_abi::{ASKED_IN_FLOWS, Asked, Endpoint, FlowKey, FlowSlot};
+
+use crate::{
+    atomic::Word,
+    ctx::HelperFailed,
+    facts::loopback_like,
+    maps::{FLOW_PLACES, FLOW_SLOTS, FLOWS},
+};
+
+/// Lets the proxy's side find what the application asked for. Fails when there is no room.
+///
+/// The key is changed in its place, here and below: the stack has no room for two.
+#[inline(always)]
+pub fn publish(key: &mut FlowKey, asked: &mut Asked) -> Result<(), HelperFailed> {
+    if Place::of(key).is_some_and(|place| place.write(key, &asked.destination)) {
+        return Ok(());
+    }
+    asked.flags |= ASKED_IN_FLOWS;
+    insert(key, asked)?;
+    if !key.server.is_loopback() {
+        turn_to_twin(key);
+        insert(key, asked)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn insert(key: &FlowKey, asked: &Asked) -> Result<(), HelperFailed> {
+    let inserted = FLOWS.insert(key, &asked.destination, 0);
+    inserted.map_err(|_error| HelperFailed)
+}
+
+/// Takes out what was asked for by a connection that has arrived.
+#[inline(always)]
+pub fn take(key: &mut FlowKey) -> Option<Endpoint> {
+    if let Some(place) = Place::of(key)
+        && let Some(state) = place.holds(key)
+    {
+        let asked = place.slot().asked;
+        // Whoever frees it has had it for himself until now.
+        return place.advance(state).then_some(asked);
+    }
+    // SAFETY: an element is written once and removed by the two ends of one
+    // connection; this is one of them, the other still waits.
+    let asked = unsafe { FLOWS.get(&*key) }.copied()?;
+    remove(key);
+    Some(asked)
+}
+
+/// Whether a redirected connection is under way.
+#[inline(always)]
+pub fn is_published(key: &FlowKey) -> bool {
+    let in_slot = Place::of(key)
+        .is_some_and(|place| place.holds(key).is_some_and(|state| place.state() == state));
+    // SAFETY: the element is not looked into.
+    in_slot || unsafe { FLOWS.get(key) }.is_some()
+}
+
+/// Takes a connection out that nobody may have taken.
+#[inline(always)]
+pub fn withdraw(key: &mut FlowKey, asked: &Asked) {
+    if let Some(place) = Place::of(key)
+        && let Some(state) = place.holds(key)
+    {
+        // Where it has another state by now, the other end was faster.
+        place.advance(state);
+    }
+    if asked.flags & ASKED_IN_FLOWS != 0 {
+        remove(key);
+    }
+}
+
+/// Removes a connection from the hash, wherever it may have ended up.
+#[inline(always)]
+fn remove(key: &mut FlowKey) {
+    let _ = FLOWS.remove(&*key);
+    turn_to_twin(key);
+    let _ = FLOWS.remove(&*key);
+}
+
+/// Turns the key to the other place of the proxy's port where a connection may end up, as
+/// [`FlowKey::arrives_as`] has it: in the hash it has an entry for each.
+#[inline(always)]
+fn turn_to_twin(key: &mut FlowKey) {
+    key.server = if key.server.is_loopback() {
+        key.client
+    } else {
+        loopback_like(&key.server)
+    };
+}
+
+/// A slot in the map, which other processors read and write ([`FlowSlot`]).
+#[derive(Clone, Copy)]
+struct Place(*mut FlowSlot);
+
+impl Place {
+    /// That of a connection; `None` where the map was made smaller.
+    #[inline(always)]
+    fn of(key: &FlowKey) -> Option<Self> {
+        FLOW_SLOTS.get_ptr_mut(key.slot(FLOW_PLACES)).map(Self)
+    }
+
+    /// Publishes a connection here, unless there is another.
+    #[inline(always)]
+    fn write(self, key: &FlowKey, asked: &Endpoint) -> bool {
+        // Looked at without order: nobody reads what was here, and `advance` has the last word.
+        let state = self.slot().state;
+        if !FlowSlot::is_free(state) || !self.advance(state) {
+            return false;
+        }
+        // SAFETY: an element of the map, which stays. Who has changed its state from free
+        // owns the rest.
+        unsafe {
+            (*self.0).key = *key;
+            (*self.0).asked = *asked;
+        }
+        self.advance(FlowSlot::next(state))
+    }
+
+    /// Its state, if it is this connection's.
+    #[inline(always)]
+    fn holds(self, key: &FlowKey) -> Option<u64> {
+        let state = self.state();
+        let is_this = FlowSlot::is_published(state) && self.slot().key.arrives_as(key);
+        is_this.then_some(state)
+    }
+
+    /// Its state. What was written before it came to be is read after this.
+    #[inline(always)]
+    fn state(self) -> u64 {
+        self.word().load()
+    }
+
+    /// Goes on from a state to the next one, unless somebody else has.
+    #[inline(always)]
+    fn advance(self, state: u64) -> bool {
+        self.word().replace(state, FlowSlot::next(state))
+    }
+
+    #[inline(always)]
+    fn word(self) -> Word {
+        // SAFETY: a part of an element of the map, which stays.
+        unsafe { Word::at(&raw mut (*self.0).state) }
+    }
+
+    /// What is there right now. Whoever does not own it has to ask for its state before, and
+    /// after, to know whose it was and that it was whole.
+    #[inline(always)]
+    fn slot(&self) -> &FlowSlot {
+        // SAFETY: an element of the map, which stays; it is made of integers, so that a torn
+        // one is a wrong one and never an invalid one.
+        unsafe { &*self.0 }
+    }
+}
