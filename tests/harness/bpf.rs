@@ -21,8 +21,8 @@ pub fn entries_by_map(status: &Value) -> BTreeMap<String, usize> {
         .into_iter()
         .filter(|(name, _)| !OF_CONNECTIONS.contains(&name.as_str()))
         .filter_map(|(name, id)| {
-            let held = if name == "FLOW_SLOTS" {
-                slots_in_use(id)
+            let held = if name == SLOTS {
+                slots_in_use(id).len()
             } else {
                 entries(id)?
             };
@@ -107,10 +107,12 @@ fn entries(id: u64) -> Option<usize> {
     (!matches!(kind, "sk_storage" | "ringbuf")).then(|| dump(id).len())
 }
 
-/// How many of the slots that every connection on its way may have one of are not free. Each
-/// has its elements from the start.
-fn slots_in_use(id: u64) -> usize {
-    let is_used = |slot: &&Value| {
+/// The map of slots for connections on their way, which has its elements from the start.
+const SLOTS: &str = "FLOW_SLOTS";
+
+/// Those of them that are not free.
+fn slots_in_use(id: u64) -> Vec<Value> {
+    let is_used = |slot: &Value| {
         let state: [u8; 8] = std::array::from_fn(|at| {
             let byte = slot["value"][at].as_str().unwrap_or_default();
             let byte = u8::from_str_radix(byte.trim_start_matches("0x"), 16);
@@ -118,7 +120,44 @@ fn slots_in_use(id: u64) -> usize {
         });
         !FlowSlot::is_free(u64::from_ne_bytes(state))
     };
-    dump(id).iter().filter(is_used).count()
+    dump(id).into_iter().filter(is_used).collect()
+}
+
+/// A slot as it was when a connection had it.
+pub struct UsedSlot {
+    map: u64,
+    element: Value,
+}
+
+impl UsedSlot {
+    /// That of the only connection that has one.
+    ///
+    /// # Panics
+    ///
+    /// When there is not one, or `bpftool` fails.
+    pub fn only(status: &Value) -> Self {
+        let map = objects(status, "maps")[SLOTS];
+        let mut used = slots_in_use(map);
+        assert_eq!(used.len(), 1, "{used:?}");
+        let element = used.remove(0);
+        Self { map, element }
+    }
+
+    /// Makes it as it was again.
+    ///
+    /// # Panics
+    ///
+    /// When `bpftool` fails.
+    pub fn put_back(&self) {
+        let mut command = Command::new("bpftool");
+        command.args(["map", "update", "id", &self.map.to_string()]);
+        for part in ["key", "value"] {
+            command.args([part, "hex"]);
+            let bytes = self.element[part].as_array().into_iter().flatten();
+            command.args(bytes.filter_map(Value::as_str));
+        }
+        output_of(&mut command);
+    }
 }
 
 fn dump(id: u64) -> Vec<Value> {

@@ -52,6 +52,8 @@ pub enum Families {
     Split,
     /// Both on one IPv6 socket, as Go and the JVM listen.
     Dual,
+    /// IPv4 and IPv6, on a socket each, at the loopback address and no other.
+    Loopback,
 }
 
 /// A thread that listens and serves until it is dropped. Its listeners have
@@ -217,11 +219,13 @@ impl<C> Drop for Serving<C> {
 }
 
 /// What a listening socket accepts.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Accepts {
     V4,
     V6,
     Both,
+    Loopback4,
+    Loopback6,
 }
 
 impl Families {
@@ -230,24 +234,30 @@ impl Families {
             Self::V4 => &[Accepts::V4],
             Self::Split => &[Accepts::V4, Accepts::V6],
             Self::Dual => &[Accepts::Both],
+            Self::Loopback => &[Accepts::Loopback4, Accepts::Loopback6],
         }
     }
 }
 
 fn listen(accepts: Accepts, port: u16) -> io::Result<TcpListener> {
-    let (domain, any): (_, IpAddr) = match accepts {
-        Accepts::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
-        Accepts::V6 | Accepts::Both => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    let ip: IpAddr = match accepts {
+        Accepts::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Accepts::V6 | Accepts::Both => Ipv6Addr::UNSPECIFIED.into(),
+        Accepts::Loopback4 => Ipv4Addr::LOCALHOST.into(),
+        Accepts::Loopback6 => Ipv6Addr::LOCALHOST.into(),
     };
-    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-    match accepts {
-        Accepts::V4 => {}
-        Accepts::V6 => socket.set_only_v6(true)?,
-        Accepts::Both => socket.set_only_v6(false)?,
+    let address = SocketAddr::new(ip, port);
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        None,
+    )?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(accepts != Accepts::Both)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(TcpListener::from_std(socket.into()))
 }

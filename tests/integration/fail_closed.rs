@@ -8,7 +8,7 @@
 //! | `remember_failed` | its connect() fails with ENOMEM | no memory for socket storage |
 //! | `bind_failed` | its connect() fails | an IPv6-only socket, an IPv4 destination |
 //! | `owner_unknown` | is an application's, as iptables has it | an MPTCP subflow, which the kernel opens |
-//! | `publish_failed` | reaches the proxy without original destination | `FLOWS` full |
+//! | `publish_failed` | reaches the proxy without original destination | its slot taken, `FLOWS` full |
 //! | `keep_failed` | reaches the proxy without original destination | no memory for socket storage |
 //! | `listener_failed` | inbound it is refused | no memory, and `LISTENERS` full |
 //! | `proxy_away` | inbound it is refused | no listener |

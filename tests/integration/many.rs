@@ -38,22 +38,34 @@ fn ten_thousand_connections_leave_nothing_behind() {
 
 #[test]
 fn open_connections_leave_nothing_in_any_map() {
-    open_connections(&[]);
+    open_connections(Families::Split, &[]);
 }
 
 /// What is published under two keys, because the proxy may be reached in two ways,
 /// is gone as soon as the connection is accepted.
 #[test]
 fn open_connections_that_had_no_slot_leave_nothing_in_any_map() {
-    open_connections(&["--map-limit=FLOW_SLOTS=1"]);
+    open_connections(Families::Split, &["--map-limit=FLOW_SLOTS=1"]);
 }
 
+/// What is sent to the pod's own address is brought to a listener at loopback.
+#[test]
+fn a_proxy_at_loopback_is_reached() {
+    open_connections(Families::Loopback, &[]);
+}
+
+#[test]
+fn a_proxy_at_loopback_is_reached_without_a_slot() {
+    open_connections(Families::Loopback, &["--map-limit=FLOW_SLOTS=1"]);
+}
+
+/// Of the two kinds that are sent to the pod's own address: from a socket that is bound to a
+/// port and no address, and over IPv6.
 #[track_caller]
-fn open_connections(arguments: &[&str]) {
+fn open_connections(families: Families, arguments: &[&str]) {
     const EACH: u16 = 500;
     let node = Node::new();
     let pod = node.pod_with("pod", Stack::Dual);
-    let families = Families::Split;
     let _proxy = Responder::start_for(families, pod.netns(), Owner::PROXY, &[15001, 15006]);
     let agent = Agent::start_with(Place::new(node.cgroup()), arguments);
     let flags = [&ISTIO_DEFAULTS[..], &["--dual-stack=true"]].concat();
@@ -74,11 +86,11 @@ fn open_connections(arguments: &[&str]) {
     calls.extend([over_ipv6; EACH as usize]);
     let open = connect_all(pod.netns(), &calls);
 
-    assert!(
-        open.iter().all(|(answer, stream)| {
-            answer.outcome.to_string() == "pod:15001" && stream.is_some()
-        })
-    );
+    for (call, (answer, stream)) in calls.iter().zip(&open) {
+        assert_eq!(answer.outcome.to_string(), "pod:15001");
+        assert_eq!(answer.greeting().original_dst, Ok(call.destination));
+        assert!(stream.is_some());
+    }
     assert_eq!(bpf::entries_by_map(&agent.status()), before);
     drop(open);
     assert_eq!(bpf::entries_by_map(&agent.status()), before);

@@ -42,7 +42,7 @@ const CONNECTIONS: Group = Group {
         "QUESTIONS",
         "SERVED",
     ],
-    anchor: Some("ASKED"),
+    anchor: Some("FLOW_SLOTS"),
 };
 
 /// What bind() leaves for listen() and connect().

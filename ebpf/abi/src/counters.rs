@@ -68,7 +68,7 @@ pub enum ErrorCode {
     BindFailed = 1,
     /// The owner of the socket could not be read: it counts as the application.
     OwnerUnknown = 2,
-    /// No room in `FLOWS`: the connection reaches the proxy without an original
+    /// Neither its slot nor room in `FLOWS`: the connection reaches the proxy without an original
     /// destination, and the proxy drops it.
     PublishFailed = 3,
     /// The original destination could not be kept with the accepted socket (no

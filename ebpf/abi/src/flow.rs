@@ -79,9 +79,16 @@ impl FlowKey {
         /// 2³² divided by the golden ratio: namespaces come with cookies in a row, and their
         /// clients with ports in a row.
         const SPREAD: u32 = 0x9e37_79b1;
-        let client = (self.client.words[3] ^ self.cookie as u32)
-            .wrapping_add((self.client_port as u32) << 16);
+        // connect() takes ports of one parity: the lowest bit tells less than all others.
+        let port = self.client_port.rotate_right(1) as u32;
+        let client = (self.client.words[3] ^ self.cookie as u32).wrapping_add(port << 16);
         (client.wrapping_mul(SPREAD) >> 16) % slots
+    }
+
+    /// Whether this is the same connection, sent to the same address.
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        self.same_client(other) && self.server.same(&other.server)
     }
 
     /// Whether this connection, as it was published, is the one that has arrived as `other`.
@@ -90,23 +97,27 @@ impl FlowKey {
     /// there. What was sent to loopback arrives there.
     #[inline(always)]
     pub const fn arrives_as(&self, other: &Self) -> bool {
-        let same_client = self.cookie == other.cookie
-            && self.client.same(&other.client)
-            && self.client_port == other.client_port
-            && self.server_port == other.server_port;
-        same_client
+        self.same_client(other)
             && (self.server.same(&other.server)
                 || (!self.server.is_loopback() && other.server.is_loopback()))
+    }
+
+    #[inline(always)]
+    const fn same_client(&self, other: &Self) -> bool {
+        self.cookie == other.cookie
+            && self.client.same(&other.client)
+            && self.client_port == other.client_port
+            && self.server_port == other.server_port
     }
 }
 
 /// Element of the map `FLOW_SLOTS`: a place for one connection on its way.
 ///
 /// Its two ends, on two processors, and other connections of the same slot meet here
-/// without a lock. Whoever changes `state` from what it has read owns what follows: from
-/// free to being written, from there to published, and from published to free. It never has
-/// the same value twice, so what was read of a published slot is whole and was still there if
-/// its state is the same afterwards.
+/// without a lock. Who changes `state` from free owns the rest until it is published. From
+/// then on nobody writes to it, so who has read it and then changes `state` to free has read
+/// what was there all the while; and so has who finds `state` as it was before. For it never
+/// has the same value twice.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowSlot {
@@ -121,9 +132,9 @@ pub struct FlowSlot {
 }
 
 impl FlowSlot {
-    /// The number of phases of a slot's life, which follow each other: free, being written,
-    /// published.
-    pub const PHASES: u64 = 4;
+    /// How far the states of two free ones in a row are apart. After the first comes being
+    /// written, then published; the fourth is left out, so that a program need not divide.
+    const PHASES: u64 = 4;
 
     /// Whether a slot in this state has nothing in it.
     #[inline(always)]
@@ -140,8 +151,6 @@ impl FlowSlot {
     /// The state after `state`.
     #[inline(always)]
     pub const fn next(state: u64) -> u64 {
-        // Four is a power of two, which a program divides by without a division; the fourth
-        // phase is passed over.
         if Self::is_published(state) {
             state.wrapping_add(2)
         } else {
@@ -175,7 +184,7 @@ mod tests {
             ..to_own
         };
         assert!(own.arrives_as(&own) && to_loopback.arrives_as(&to_loopback));
-        assert!(own.arrives_as(&to_loopback));
+        assert!(own.arrives_as(&to_loopback) && !own.same(&to_loopback));
         assert!(!to_loopback.arrives_as(&own));
         assert_eq!(own.slot(128), to_loopback.slot(128));
     }
@@ -198,7 +207,7 @@ mod tests {
                 ..one
             },
         ] {
-            assert!(!one.arrives_as(&other), "{other:?}");
+            assert!(!one.arrives_as(&other) && !one.same(&other), "{other:?}");
         }
     }
 
@@ -208,7 +217,7 @@ mod tests {
         let held = |cookies: core::ops::Range<u64>, each: u16| {
             let mut slots = [0_u16; SLOTS as usize];
             for cookie in cookies {
-                // The kernel gives ports in steps of two.
+                // connect() gives ports in steps of two.
                 for client_port in (0..each).map(|number| 40_000 + 2 * number) {
                     let one = FlowKey {
                         cookie,
@@ -220,7 +229,7 @@ mod tests {
             }
             slots
         };
-        assert!(held(7..8, 64).iter().all(|held| *held < 2), "of one pod");
+        assert!(held(7..8, 128).iter().all(|held| *held == 1), "of one pod");
         let held = held(4_000..4_010, 3);
         let shared = held.iter().filter(|held| **held > 1).count();
         assert!(shared < 8, "{shared} slots for 30 connections are shared");

@@ -10,7 +10,7 @@ use crate::{
     atomic::Word,
     ctx::HelperFailed,
     facts::loopback_like,
-    maps::{FLOW_PLACES, FLOW_SLOTS, FLOWS},
+    maps::{FLOW_SLOT_COUNT, FLOW_SLOTS, FLOWS},
 };
 
 /// Lets the proxy's side find what the application asked for. Fails when there is no room.
@@ -18,7 +18,11 @@ use crate::{
 /// The key is changed in its place, here and below: the stack has no room for two.
 #[inline(always)]
 pub fn publish(key: &mut FlowKey, asked: &mut Asked) -> Result<(), HelperFailed> {
-    if Place::of(key).is_some_and(|place| place.write(key, &asked.destination)) {
+    if let Some(place) = Place::of(key)
+        && (place.write(key, &asked.destination)
+            // Of this very connection it can only be what is left of a former one.
+            || (place.free_of(key) && place.write(key, &asked.destination)))
+    {
         return Ok(());
     }
     asked.flags |= ASKED_IN_FLOWS;
@@ -40,7 +44,7 @@ fn insert(key: &FlowKey, asked: &Asked) -> Result<(), HelperFailed> {
 #[inline(always)]
 pub fn take(key: &mut FlowKey) -> Option<Endpoint> {
     if let Some(place) = Place::of(key)
-        && let Some(state) = place.holds(key)
+        && let Some(state) = place.holds(|found| found.arrives_as(key))
     {
         let asked = place.slot().asked;
         // Whoever frees it has had it for himself until now.
@@ -56,8 +60,10 @@ pub fn take(key: &mut FlowKey) -> Option<Endpoint> {
 /// Whether a redirected connection is under way.
 #[inline(always)]
 pub fn is_published(key: &FlowKey) -> bool {
-    let in_slot = Place::of(key)
-        .is_some_and(|place| place.holds(key).is_some_and(|state| place.state() == state));
+    let in_slot = Place::of(key).is_some_and(|place| {
+        let state = place.holds(|found| found.arrives_as(key));
+        state.is_some_and(|state| place.state() == state)
+    });
     // SAFETY: the element is not looked into.
     in_slot || unsafe { FLOWS.get(key) }.is_some()
 }
@@ -65,11 +71,8 @@ pub fn is_published(key: &FlowKey) -> bool {
 /// Takes a connection out that nobody may have taken.
 #[inline(always)]
 pub fn withdraw(key: &mut FlowKey, asked: &Asked) {
-    if let Some(place) = Place::of(key)
-        && let Some(state) = place.holds(key)
-    {
-        // Where it has another state by now, the other end was faster.
-        place.advance(state);
+    if let Some(place) = Place::of(key) {
+        place.free_of(key);
     }
     if asked.flags & ASKED_IN_FLOWS != 0 {
         remove(key);
@@ -103,7 +106,7 @@ impl Place {
     /// That of a connection; `None` where the map was made smaller.
     #[inline(always)]
     fn of(key: &FlowKey) -> Option<Self> {
-        FLOW_SLOTS.get_ptr_mut(key.slot(FLOW_PLACES)).map(Self)
+        FLOW_SLOTS.get_ptr_mut(key.slot(FLOW_SLOT_COUNT)).map(Self)
     }
 
     /// Publishes a connection here, unless there is another.
@@ -123,11 +126,24 @@ impl Place {
         self.advance(FlowSlot::next(state))
     }
 
-    /// Its state, if it is this connection's.
+    /// Takes this connection out, if it is here, and whether it was: the other end may have
+    /// been faster.
     #[inline(always)]
-    fn holds(self, key: &FlowKey) -> Option<u64> {
+    fn free_of(self, key: &FlowKey) -> bool {
+        let state = self.holds(|found| found.same(key));
+        state.is_some_and(|state| self.advance(state))
+    }
+
+    /// Its state, if it is that of a published connection like this. Who has to see one that
+    /// was published comes after that, by the packet or the socket: so at first a look
+    /// without order will do.
+    #[inline(always)]
+    fn holds(self, is_this: impl FnOnce(&FlowKey) -> bool) -> Option<u64> {
+        if !FlowSlot::is_published(self.slot().state) {
+            return None;
+        }
         let state = self.state();
-        let is_this = FlowSlot::is_published(state) && self.slot().key.arrives_as(key);
+        let is_this = FlowSlot::is_published(state) && is_this(&self.slot().key);
         is_this.then_some(state)
     }
 
@@ -156,5 +172,112 @@ impl Place {
         // SAFETY: an element of the map, which stays; it is made of integers, so that a torn
         // one is a wrong one and never an invalid one.
         unsafe { &*self.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{sync::Mutex, thread, vec::Vec};
+
+    use shunt_abi::Addr;
+
+    use super::*;
+
+    /// A slot that several threads may use.
+    struct Shared(*mut FlowSlot);
+
+    // SAFETY: what a slot is for.
+    unsafe impl Sync for Shared {}
+
+    impl Shared {
+        fn place(&self) -> Place {
+            Place(self.0)
+        }
+    }
+
+    fn key(client_port: u16) -> FlowKey {
+        FlowKey {
+            cookie: 1,
+            client: Addr::SIX4,
+            server: Addr::LOOPBACK4,
+            client_port,
+            server_port: 15001,
+            pad: 0,
+        }
+    }
+
+    fn asked(port: u16) -> Endpoint {
+        Endpoint::new(Addr::from_v4(port.into()), port)
+    }
+
+    fn free() -> FlowSlot {
+        FlowSlot {
+            state: 0,
+            key: key(0),
+            asked: asked(0),
+            pad: 0,
+        }
+    }
+
+    #[test]
+    fn a_slot_has_one_connection_until_it_is_taken_out() {
+        let mut slot = free();
+        let place = Place(&raw mut slot);
+        assert!(place.write(&key(1), &asked(1)));
+        assert!(!place.write(&key(2), &asked(2)));
+        assert!(!place.free_of(&key(2)));
+        assert!(place.free_of(&key(1)) && !place.free_of(&key(1)));
+        assert!(place.write(&key(2), &asked(2)));
+        assert_eq!(place.slot().asked, asked(2));
+    }
+
+    /// Each thread publishes connections, and both that thread and the next one take them out
+    /// again.
+    #[test]
+    fn each_connection_is_taken_out_once_and_is_whole() {
+        const EACH: u16 = 20_000;
+        const THREADS: u16 = 3;
+        let mut slot = free();
+        let shared = Shared(&raw mut slot);
+        let taken = Mutex::new(Vec::new());
+        let take = |port: u16| {
+            let place = shared.place();
+            let state = place.holds(|found| found.arrives_as(&key(port)))?;
+            let found = place.slot().asked;
+            place.advance(state).then_some(found)
+        };
+        let published: u32 = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let (shared, taken, take) = (&shared, &taken, &take);
+                    scope.spawn(move || {
+                        let port = |thread: u16, number| thread % THREADS + THREADS * number;
+                        let mut published = 0;
+                        let mut seen = Vec::new();
+                        for number in 0..EACH {
+                            let own = port(thread, number);
+                            published += u32::from(shared.place().write(&key(own), &asked(own)));
+                            for port in [port(thread + 1, number), own] {
+                                seen.extend(take(port).map(|found| (port, found)));
+                            }
+                        }
+                        taken.lock().expect("no panic").extend(seen);
+                        published
+                    })
+                })
+                .collect();
+            let published = threads.into_iter().map(|thread| thread.join());
+            published
+                .map(|published| published.expect("no panic"))
+                .sum()
+        });
+        let mut taken = taken.into_inner().expect("no panic");
+        assert!(taken.iter().all(|(port, found)| *found == asked(*port)));
+        taken.sort_by_key(|(port, _)| *port);
+        taken.dedup_by_key(|(port, _)| *port);
+        assert_eq!(u32::try_from(taken.len()), Ok(published));
+        assert!(FlowSlot::is_free(slot.state) && published > 0);
     }
 }

@@ -187,7 +187,8 @@ fn opener(sock: impl Steps) -> Option<(u32, u32)> {
 trait Steps: Sized {
     /// What a field that is a pointer points to.
     fn to(self, offset: u32) -> Option<Self>;
-    /// A field of four bytes.
+    /// A field of four bytes. Of memory that is not there, which a file in use always has, a
+    /// [`Structure`] says 0.
     fn id(&self, offset: u32) -> Option<u32>;
 }
 

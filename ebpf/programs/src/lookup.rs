@@ -61,8 +61,8 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     }
 }
 
-/// Whether this is a connection that `connect` sent to the proxy's port: at loopback, or at
-/// the pod's own address where its socket could not be bound.
+/// Whether this is a connection that `connect` sent to the proxy's port, at loopback or at
+/// its own source address.
 #[inline(always)]
 fn is_redirected(
     netns: NetnsCookie,

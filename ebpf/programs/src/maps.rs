@@ -2,8 +2,8 @@
 //!
 //! What grows with connections lives in socket storage and dies with the socket;
 //! the sizes below bound pods, lists and handshakes under way, never the number
-//! of open connections. All but the ring buffer are hash-like and allocate an
-//! element when it is inserted (`BPF_F_NO_PREALLOC`).
+//! of open connections. All but the arrays and ring buffers are hash-like and allocate
+//! an element when it is inserted (`BPF_F_NO_PREALLOC`).
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC},
@@ -59,17 +59,17 @@ pub static INTERFACES: HashMap<InterfaceKey, Interface, 16_384, NO_PREALLOC> = H
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 65_536> = SockHash::new();
 
-/// How many slots `FLOW_SLOTS` has. More than a node's processors, each of which is busy with
-/// one handshake over loopback from its first to its last packet, and few enough to stay in
-/// the processors' caches. A power of two.
-pub const FLOW_PLACES: u32 = 128;
+/// How many slots `FLOW_SLOTS` has. As a rule a handshake over loopback is over before its
+/// processor begins another, so that more than a node has processors are seldom under way; and
+/// few enough stay in the processors' caches. A power of two.
+pub const FLOW_SLOT_COUNT: u32 = 128;
 
 /// Redirected connections between the first packet and the proxy's side being
 /// established, each in the slot that its client gives it. Written by `sock_ops` on the
 /// application's side, read and freed on the proxy's; freed when the application's socket
 /// closes.
 #[btf_map]
-pub static FLOW_SLOTS: Array<FlowSlot, { FLOW_PLACES as usize }> = Array::new();
+pub static FLOW_SLOTS: Array<FlowSlot, { FLOW_SLOT_COUNT as usize }> = Array::new();
 
 /// Those of them that found another in their slot. Written, read and deleted as
 /// `FLOW_SLOTS`.
@@ -98,8 +98,8 @@ pub static SERVED: LruHashMap<FlowKey, u32, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static LOOKING: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
 
-/// What the application asked for, kept with its socket. Written by `connect`;
-/// read by `sock_ops`, `recvmsg` and `getpeername`.
+/// What the application asked for, kept with its socket. Written by `connect`, and
+/// marked by `sock_ops`; read by `sock_ops`, `recvmsg` and `getpeername`.
 #[btf_map]
 pub static ASKED: SocketStorage<Asked, NO_PREALLOC> = SocketStorage::new();
 

@@ -85,7 +85,11 @@ fn app(lab: &Lab) -> Socket {
 
 /// The application begins to connect, and does not wait.
 fn begin(lab: &Lab, to: SocketAddr) -> Socket {
-    let socket = app(lab);
+    begin_with(app(lab), to)
+}
+
+/// The same with this socket.
+fn begin_with(socket: Socket, to: SocketAddr) -> Socket {
     socket.set_nonblocking(true).expect("an open socket");
     let begun = errno_of(socket.connect(&to.into()));
     assert_eq!(begun, Some(Errno::EINPROGRESS));
@@ -166,6 +170,30 @@ fn handshakes_that_share_a_slot_reach_the_proxy_each_with_its_destination() {
     assert_eq!(told, expected);
     assert_eq!(bpf::under_way(&entries()), 0);
     assert_eq!(agent.errors("publish_failed"), 0);
+}
+
+/// Nothing leaves a slot taken, as far as is known. If something did, the next connection
+/// from the same port to the same place would find it.
+#[test]
+fn what_is_left_in_a_slot_is_not_the_answer_for_the_next() {
+    let lab = Lab::new();
+    let agent = enrolled_with(&lab, &[]);
+    let proxy = BusyProxy::start(&lab);
+    let from_port = |to| {
+        let socket = app(&lab);
+        let own = SocketAddr::new(lab.pod.ip(), 17_000);
+        socket.bind(&own.into()).expect("nobody else has it");
+        begin_with(socket, to)
+    };
+    let former = from_port(SocketAddr::new(OUTSIDE.ip(), 1));
+    let slot = bpf::UsedSlot::only(&agent.status());
+    drop(former);
+    slot.put_back();
+
+    let next = from_port(OUTSIDE);
+
+    assert_eq!(proxy.accept(&[next]), [Ok(OUTSIDE)]);
+    assert_eq!(bpf::under_way(&bpf::entries_by_map(&agent.status())), 0);
 }
 
 #[test]
