@@ -106,10 +106,7 @@ impl Bar {
         let of = rounds(self.of);
         match self.to {
             To::Row(to) => Spread::of(&ratios(of, rounds(to))),
-            To::Added { to, base } => {
-                let mid = added(of, rounds(to), rounds(base))?;
-                Spread::of(&[mid])
-            }
+            To::Added { to, base } => added(of, rounds(to), rounds(base)),
             To::Nothing => Spread::of(of),
         }
     }

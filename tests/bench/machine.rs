@@ -1,11 +1,12 @@
-//! The machine that a benchmark ran on.
+//! The machine that a benchmark ran on, and what ran there.
 
-use std::{fmt, fs};
+use std::{fmt, fs, process::Command};
 
 use nix::sys::utsname;
 use serde::Serialize;
+use shunt_tests::envoy;
 
-/// What of a machine decides how fast it is.
+/// What decides how fast it is.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
@@ -15,6 +16,10 @@ pub(crate) struct Machine {
     pub(crate) memory: u64,
     /// Whether it says itself that it is a virtual machine.
     pub(crate) is_virtual: bool,
+    /// The commit of the repository, with `-dirty` where files differ.
+    pub(crate) shunt: String,
+    /// The version of Envoy.
+    pub(crate) envoy: String,
     /// How many tasks were ready to run, on average of the minute before.
     pub(crate) load: String,
 }
@@ -35,6 +40,15 @@ impl Machine {
             memory: field(&meminfo, "MemTotal").map_or(0, kibibytes) / 1024,
             is_virtual: field(&cpuinfo, "flags")
                 .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            shunt: said_by(
+                Command::new("git")
+                    .args(["-C", env!("CARGO_MANIFEST_DIR")])
+                    .args(["describe", "--always", "--dirty", "--exclude=*"]),
+            )
+            .map_or_else(unknown, |said| said.trim().to_owned()),
+            envoy: said_by(Command::new(envoy::binary()).arg("--version"))
+                .and_then(|said| Some(version(&said)?.to_owned()))
+                .unwrap_or_else(unknown),
             load: read("/proc/loadavg")
                 .split(' ')
                 .next()
@@ -51,9 +65,23 @@ impl Machine {
             processors: 2,
             memory: 1024,
             is_virtual: true,
+            shunt: "0123abc".to_owned(),
+            envoy: "1.2.3".to_owned(),
             load: "0.00".to_owned(),
         }
     }
+}
+
+/// What a program writes; `None` where it cannot be started, or fails.
+fn said_by(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    let said = output.status.success().then_some(output.stdout)?;
+    String::from_utf8(said).ok()
+}
+
+/// The version in what `envoy --version` writes: `envoy  version: COMMIT/VERSION/…`.
+fn version(said: &str) -> Option<&str> {
+    said.split_once("version:")?.1.split('/').nth(1)
 }
 
 /// The value of the first line `NAME : VALUE`.
@@ -78,6 +106,8 @@ impl fmt::Display for Machine {
             processors,
             memory,
             is_virtual,
+            shunt,
+            envoy,
             load,
         } = self;
         let kind = if *is_virtual {
@@ -88,7 +118,7 @@ impl fmt::Display for Machine {
         write!(
             f,
             "Linux {kernel}, {kind}{processors} processors ({processor}), {memory} MiB; \
-             load before: {load}."
+             shunt at {shunt}, Envoy {envoy}; load before: {load}."
         )
     }
 }
@@ -104,6 +134,13 @@ mod tests {
         assert_eq!(field(text, "name"), None);
         assert_eq!(kibibytes("123 kB"), 123);
         assert_eq!(kibibytes("many"), 0);
+    }
+
+    #[test]
+    fn the_version_of_envoy_is_the_second_part() {
+        let said = "\n/usr/bin/envoy  version: abc123/1.35.0/Clean/RELEASE/BoringSSL\n\n";
+        assert_eq!(version(said), Some("1.35.0"));
+        assert_eq!(version("envoy"), None);
     }
 
     #[test]

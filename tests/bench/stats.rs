@@ -49,14 +49,23 @@ pub(crate) fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {
     of.iter().zip(to).map(|(of, to)| of / to).collect()
 }
 
-/// How much `of` is above `base`, against how much `to` is.
-///
-/// Of the medians, not by rounds: a difference of two noisy numbers that is
-/// near zero in one round would say anything.
-pub(crate) fn added(of: &[f64], to: &[f64], base: &[f64]) -> Option<f64> {
-    let mid = |numbers| Spread::of(numbers).map(|spread| spread.mid);
-    let (of, to, base) = (mid(of)?, mid(to)?, mid(base)?);
-    (to > base).then(|| (of - base) / (to - base))
+/// How much `of` is above `base`, round by round, against how much `to` is, of which the
+/// median is taken: one difference of two noisy numbers that is near zero would say anything.
+pub(crate) fn added(of: &[f64], to: &[f64], base: &[f64]) -> Option<Spread> {
+    let above = |numbers: &[f64]| {
+        let each: Vec<f64> = numbers
+            .iter()
+            .zip(base)
+            .map(|(one, base)| one - base)
+            .collect();
+        Spread::of(&each)
+    };
+    let (of, whole) = (above(of)?, above(to)?.mid);
+    (whole > 0.0).then_some(Spread {
+        low: of.low / whole,
+        mid: of.mid / whole,
+        high: of.high / whole,
+    })
 }
 
 #[cfg(test)]
@@ -93,8 +102,18 @@ mod tests {
 
     #[test]
     fn what_is_added_is_counted_from_the_base() {
-        let half = added(&[15.0, 15.0], &[20.0, 20.0], &[10.0, 10.0]);
-        assert_eq!(half, Some(0.5));
+        // A slow second round leaves no trace.
+        let half = added(
+            &[15.0, 25.0, 16.0],
+            &[20.0, 30.0, 20.0],
+            &[10.0, 20.0, 10.0],
+        );
+        let expected = Spread {
+            low: 0.5,
+            mid: 0.5,
+            high: 0.55,
+        };
+        assert_eq!(half, Some(expected));
         assert_eq!(added(&[15.0], &[10.0], &[10.0]), None);
         assert_eq!(added(&[], &[10.0], &[10.0]), None);
     }

@@ -27,6 +27,8 @@ pub(super) const TESTS: &[&str] = &[
     "sockets::ports::an_application_is_restarted_while_the_proxy_has_callers",
     "sockets::connecting::data_in_the_syn_goes_to_the_proxy_by_msg_fastopen",
     "sockets::options::the_original_destination_is_told_into_any_buffer_that_holds_it",
+    // Atomic instructions, as each processor has them.
+    "fail_closed::outbound::handshakes_that_share_a_slot_reach_the_proxy_each_with_its_destination",
     // The owner, which is read from the kernel's structures.
     "owner::the_owner_of_a_socket_is_who_opened_it",
     // Excluded interfaces, and addresses that change.
