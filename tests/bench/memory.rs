@@ -26,6 +26,9 @@ const CACHES: &[&str] = &[
     "skbuff",
 ];
 
+/// Not those of connections that are over (TIME-WAIT): they end when others are measured.
+const OVER: &str = "tw_sock_";
+
 /// Between two looks: longer than the agent takes to splice what may be.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -55,6 +58,19 @@ impl Held {
             last = now;
         }
         last
+    }
+
+    /// How much more is charged to sockets than before. Each processor keeps up to a MiB for
+    /// itself, which is charged when it has to and given back when it may
+    /// (`SK_MEMORY_PCPU_RESERVE`): what is within that is nothing.
+    pub(crate) fn queued_since(&self, before: &Self) -> i64 {
+        /// Of each processor, in bytes.
+        const RESERVE: u64 = 1 << 20;
+        let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        if self.queued.abs_diff(before.queued) <= processors * RESERVE {
+            return 0;
+        }
+        self.queued.cast_signed() - before.queued.cast_signed()
     }
 
     /// Of the whole machine, now.
@@ -98,7 +114,8 @@ fn give_back(slabinfo: &str) {
 
 /// The lines of the caches that count.
 fn counted(slabinfo: &str) -> impl Iterator<Item = &str> {
-    let counts = |line: &&str| CACHES.iter().any(|part| line.contains(part));
+    let counts =
+        |line: &&str| !line.starts_with(OVER) && CACHES.iter().any(|part| line.contains(part));
     slabinfo.lines().skip(2).filter(counts)
 }
 
@@ -136,9 +153,21 @@ mod tests {
         let text = "slabinfo - version: 2.1\n\
             # name <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>\n\
             TCP 10 13 2432 13 8 : tunables 0 0 0\n\
+            tw_sock_TCP 7 16 264 16 1 : tunables 0 0 0\n\
             nf_conntrack 3 16 256 16 1 : tunables 0 0 0\n\
             dentry 1000 2000 192 21 1 : tunables 0 0 0\n";
         assert_eq!(slab(text), 10 * 2432 + 3 * 256);
+    }
+
+    #[test]
+    fn what_processors_keep_for_themselves_is_not_queued() {
+        let with = |queued| Held { slab: 0, queued };
+        let processors = thread::available_parallelism().map_or(1, usize::from) as u64;
+        let (less, more) = (with(5 << 20), with((5 + processors) << 20));
+        assert_eq!((more.queued_since(&less), less.queued_since(&more)), (0, 0));
+        let much = with(more.queued + 4096);
+        let expected = i64::try_from(much.queued - less.queued).expect("small");
+        assert_eq!(much.queued_since(&less), expected);
     }
 
     #[test]
