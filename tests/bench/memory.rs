@@ -60,14 +60,11 @@ impl Held {
         last
     }
 
-    /// How much more is charged to sockets than before. Each processor keeps up to a MiB for
-    /// itself, which is charged when it has to and given back when it may
-    /// (`SK_MEMORY_PCPU_RESERVE`): what is within that is nothing.
+    /// How much more is charged to sockets than before. What each processor has taken or given
+    /// back since it told last, up to a MiB either way, is not in the kernel's sum
+    /// (`SK_MEMORY_PCPU_RESERVE`): what two sums differ by within that is nothing.
     pub(crate) fn queued_since(&self, before: &Self) -> i64 {
-        /// Of each processor, in bytes.
-        const RESERVE: u64 = 1 << 20;
-        let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
-        if self.queued.abs_diff(before.queued) <= processors * RESERVE {
+        if self.queued.abs_diff(before.queued) <= untold() {
             return 0;
         }
         self.queued.cast_signed() - before.queued.cast_signed()
@@ -85,6 +82,13 @@ impl Held {
             queued: queued(&read("/proc/net/sockstat")),
         }
     }
+}
+
+/// What two of the kernel's sums may differ by, in bytes.
+fn untold() -> u64 {
+    const EITHER_WAY: u64 = 2 << 20;
+    let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    processors * EITHER_WAY
 }
 
 /// How many TCP sockets there are, in all namespaces.
@@ -162,8 +166,7 @@ mod tests {
     #[test]
     fn what_processors_keep_for_themselves_is_not_queued() {
         let with = |queued| Held { slab: 0, queued };
-        let processors = thread::available_parallelism().map_or(1, usize::from) as u64;
-        let (less, more) = (with(5 << 20), with((5 + processors) << 20));
+        let (less, more) = (with(5 << 20), with((5 << 20) + untold()));
         assert_eq!((more.queued_since(&less), less.queued_since(&more)), (0, 0));
         let much = with(more.queued + 4096);
         let expected = i64::try_from(much.queued - less.queued).expect("small");

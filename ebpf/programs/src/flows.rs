@@ -166,7 +166,8 @@ impl Place {
     }
 
     /// What is there right now. Whoever does not own it has to ask for its state before, and
-    /// after, to know whose it was and that it was whole.
+    /// after, to know whose it was and that it was whole. The two instructions of
+    /// [`Word`](crate::atomic::Word) clobber memory: the compiler reads nothing across them.
     #[inline(always)]
     fn slot(&self) -> &FlowSlot {
         // SAFETY: an element of the map, which stays; it is made of integers, so that a torn
@@ -275,6 +276,7 @@ mod tests {
         });
         let mut taken = taken.into_inner().expect("no panic");
         assert!(taken.iter().all(|(port, found)| *found == asked(*port)));
+        assert_eq!(u32::try_from(taken.len()), Ok(published));
         taken.sort_by_key(|(port, _)| *port);
         taken.dedup_by_key(|(port, _)| *port);
         assert_eq!(u32::try_from(taken.len()), Ok(published));
