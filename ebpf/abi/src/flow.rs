@@ -121,7 +121,7 @@ impl FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowSlot {
-    /// How often it changed. The remainder by [`FlowSlot::PHASES`] says what it is now.
+    /// How often it changed; see [`is_free`](Self::is_free), [`is_published`](Self::is_published).
     pub state: u64,
     /// The connection.
     pub key: FlowKey,
