@@ -277,7 +277,6 @@ impl<'site> Series<'site> {
 /// in KiB.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
 fn memory(site: &Site, count: usize) -> [f64; 2] {
-    site.forget_tracked();
     let (before, sockets_before) = (Held::settled(), sockets());
     let held = site.hold(count);
     let after = Held::settled();

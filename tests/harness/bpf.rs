@@ -40,7 +40,7 @@ pub fn entries_by_map(status: &Value) -> BTreeMap<String, usize> {
 ///
 /// When they lack the maps for them.
 pub fn under_way(entries: &BTreeMap<String, usize>) -> usize {
-    entries["FLOWS"] + entries["FLOW_SLOTS"]
+    entries["FLOWS"] + entries[SLOTS]
 }
 
 /// The tables of splicing: each open connection may have entries.

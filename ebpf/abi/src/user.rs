@@ -1,7 +1,7 @@
 //! The agent's side: which of these types may be read from and written to maps.
 
 use crate::{
-    Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, Interface,
+    Addr, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, FlowSlot, Interface,
     InterfaceKey, KernelOffsets, ListenerKey, MAX_OWNERS, PodSettings, PortChunk, PortChunkKey,
     Route, RouteKey, Sender, SpliceCounters, SpliceOffsets, Unfinished,
 };
@@ -50,6 +50,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<Event>() == 16);
     assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<FlowSlot>() == 8 + 48 + 20 + 4);
     assert!(size_of::<Interface>() == 40);
     assert!(size_of::<InterfaceKey>() == 8);
     assert!(size_of::<KernelOffsets>() == 52);

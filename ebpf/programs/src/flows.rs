@@ -43,12 +43,8 @@ fn insert(key: &FlowKey, asked: &Asked) -> Result<(), HelperFailed> {
 /// Takes out what was asked for by a connection that has arrived.
 #[inline(always)]
 pub fn take(key: &mut FlowKey) -> Option<Endpoint> {
-    if let Some(place) = Place::of(key)
-        && let Some(state) = place.holds(|found| found.arrives_as(key))
-    {
-        let asked = place.slot().asked;
-        // Whoever frees it has had it for himself until now.
-        return place.advance(state).then_some(asked);
+    if let Some(asked) = Place::of(key).and_then(|place| place.take(key)) {
+        return Some(asked);
     }
     // SAFETY: an element is written once and removed by the two ends of one
     // connection; this is one of them, the other still waits.
@@ -124,6 +120,15 @@ impl Place {
             (*self.0).asked = *asked;
         }
         self.advance(FlowSlot::next(state))
+    }
+
+    /// Takes out what a connection asked for that has arrived, if it is here.
+    #[inline(always)]
+    fn take(self, key: &FlowKey) -> Option<Endpoint> {
+        let state = self.holds(|found| found.arrives_as(key))?;
+        let asked = self.slot().asked;
+        // Whoever frees it has had it for himself until now.
+        self.advance(state).then_some(asked)
     }
 
     /// Takes this connection out, if it is here, and whether it was: the other end may have
@@ -243,16 +248,10 @@ mod tests {
         let mut slot = free();
         let shared = Shared(&raw mut slot);
         let taken = Mutex::new(Vec::new());
-        let take = |port: u16| {
-            let place = shared.place();
-            let state = place.holds(|found| found.arrives_as(&key(port)))?;
-            let found = place.slot().asked;
-            place.advance(state).then_some(found)
-        };
         let published: u32 = thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
                 .map(|thread| {
-                    let (shared, taken, take) = (&shared, &taken, &take);
+                    let (shared, taken) = (&shared, &taken);
                     scope.spawn(move || {
                         let port = |thread: u16, number| thread % THREADS + THREADS * number;
                         let mut published = 0;
@@ -261,7 +260,8 @@ mod tests {
                             let own = port(thread, number);
                             published += u32::from(shared.place().write(&key(own), &asked(own)));
                             for port in [port(thread + 1, number), own] {
-                                seen.extend(take(port).map(|found| (port, found)));
+                                let found = shared.place().take(&key(port));
+                                seen.extend(found.map(|found| (port, found)));
                             }
                         }
                         taken.lock().expect("no panic").extend(seen);

@@ -114,23 +114,20 @@ fn take(event: TcpEvent, socket: Socket, netns: NetnsCookie, settings: &PodSetti
     if settings.has(flags::INTERFACES) {
         take_forwarded(netns, &key, socket);
     }
-    let kept = ORIGINAL_DST.get_mut(socket);
-    if kept.as_ref().is_some_and(|kept| kept.port != port) {
+    if ORIGINAL_DST
+        .get(socket)
+        .is_some_and(|kept| kept.port != port)
+    {
         // Steered here by sk_lookup: its own local address is the answer.
         return;
     }
     if !settings.is_proxy_port(port) {
         return;
     }
-    let Some(asked) = flows::take(&mut key) else {
-        return;
-    };
-    match kept {
-        Some(kept) => *kept = asked,
-        None if ORIGINAL_DST.set(socket, &asked).is_err() => {
-            counters::failed(netns, ErrorCode::KeepFailed);
-        }
-        None => {}
+    if let Some(asked) = flows::take(&mut key)
+        && ORIGINAL_DST.set(socket, &asked).is_err()
+    {
+        counters::failed(netns, ErrorCode::KeepFailed);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The way of a connection: [`connect`] asks [`facts`] for a decision and rewrites
 //! the destination ([`datagram`] does for DNS without a connection),
-//! [`handshake`] carries the asked-for destination over to the accepted socket by way of [`flows`],
+//! [`handshake`] carries the asked-for destination over to the accepted socket by [`flows`],
 //! [`bind`] keeps the application's ports free of what the proxy accepted there,
 //! [`names`] answers who the peer and the original destination are; what comes
 //! from outside the pod is steered by [`lookup`] to a listener that
@@ -11,7 +11,8 @@
 //! Two sockets of one node that talk to each other are spliced: [`splice_ends`]
 //! finds them, [`splice`] passes their messages on.
 //! [`maps`] says who writes and who reads which map;
-//! [`ctx`], [`kernel`], [`flows`], [`atomic`] and [`storage`] are the only ones that touch raw pointers of the kernel.
+//! [`ctx`], [`kernel`], [`flows`], [`atomic`] and [`storage`] are the only ones that touch raw
+//! pointers of the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(

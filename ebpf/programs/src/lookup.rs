@@ -51,13 +51,13 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     }
     let port = if redirected {
         // The proxy may listen at loopback only.
-        Some((local.port, true))
+        Some(local.port)
     } else {
-        decide(arrival, netns, settings, local, remote).map(|port| (port, false))
+        decide(arrival, netns, settings, local, remote)
     };
     match port {
         None => Outcome::Untouched,
-        Some((port, inside)) => assign(arrival, netns, port, inside),
+        Some(port) => assign(arrival, netns, port, redirected),
     }
 }
 
