@@ -77,10 +77,19 @@ impl Envoy {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(pod: &Pod, config: &str) -> Self {
+        Self::start_with_workers(pod, config, WORKERS)
+    }
+
+    /// The same with so many threads in place of [`WORKERS`].
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with_workers(pod: &Pod, config: &str, workers: usize) -> Self {
         let mut command = pod.netns().command(binary(), Owner::PROXY);
         command
             .args(["--config-yaml", config])
-            .args(["--concurrency", &WORKERS.to_string()])
+            .args(["--concurrency", &workers.to_string()])
             // Neither shared memory nor a socket that outlives it.
             .arg("--disable-hot-restart")
             .args(["--log-level", "warning"])

@@ -7,6 +7,7 @@
 mod half_close;
 mod host;
 mod http;
+mod iperf3;
 mod relays;
 mod servers;
 
@@ -16,7 +17,7 @@ use std::{
     path::Path,
 };
 
-use shunt_tests::{Agent, Node, agent::Place, deadline::wait_until};
+use shunt_tests::{Agent, Node, agent::Place, deadline::wait_until, envoy::WORKERS};
 
 use self::host::Host;
 
@@ -39,11 +40,12 @@ struct World {
 }
 
 impl World {
-    fn start(mode: &str) -> Self {
+    /// Sidecars have so many workers.
+    fn start(mode: &str, workers: usize) -> Self {
         let node = Node::new();
         let [client, server] = ["client", "server"]
             // So that what a failed test prints names the mode.
-            .map(|name| Host::start(&node, &format!("{name}-{mode}")));
+            .map(|name| Host::start(&node, &format!("{name}-{mode}"), workers));
         let agent = Agent::start_with(Place::new(node.cgroup()), &["--splice", mode]);
         for host in [&client, &server] {
             host.enroll(&agent);
@@ -198,13 +200,23 @@ impl Least {
 /// must always be the same.
 #[track_caller]
 fn in_every_mode<T: Debug + PartialEq>(least: Least, scene: impl Fn(&World) -> T) {
+    in_every_mode_with(WORKERS, least, scene);
+}
+
+/// The same with sidecars that have so many workers. One worker passes connections on in their
+/// order; of several each has its own.
+fn in_every_mode_with<T: Debug + PartialEq>(
+    workers: usize,
+    least: Least,
+    scene: impl Fn(&World) -> T,
+) {
     let more = std::env::var(MORE_MODES).unwrap_or_default();
     let more = more.split(',').filter(|mode| !mode.is_empty());
     let mut first = None;
     for mode in MODES.into_iter().chain(more) {
         let mut missed = Vec::new();
         while missed.len() < least.spliced.plays() {
-            let world = World::start(mode);
+            let world = World::start(mode, workers);
             let seen = scene(&world);
             match &first {
                 None => first = Some(seen),

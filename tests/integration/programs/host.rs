@@ -13,6 +13,7 @@ use shunt_tests::{
     agent::{Ran, run},
     command::copy_program,
     deadline::wait_until,
+    envoy,
     leftovers::temp_dir,
     mesh::ISTIO_DEFAULTS,
 };
@@ -32,12 +33,13 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn start(node: &Node, name: &str) -> Self {
+    /// Its sidecar has so many workers.
+    pub(super) fn start(node: &Node, name: &str, workers: usize) -> Self {
         let pod = node.pod(name);
         let directory = temp_dir(name);
         own(directory.path(), 0o755);
         Self {
-            envoy: Envoy::start(&pod),
+            envoy: Envoy::start_with_workers(&pod, &envoy::config(&pod), workers),
             directory,
             pod,
         }

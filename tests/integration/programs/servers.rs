@@ -1,6 +1,5 @@
 //! Servers with protocols of their own, and the programs that try them out.
 
-use serde_json::Value;
 use shunt_tests::{Process, deadline::DEADLINE};
 
 use super::{Host, Least, PORT, Spliced, World, in_every_mode};
@@ -163,80 +162,5 @@ fn postgresql_and_pgbench() {
             ));
             said
         },
-    );
-}
-
-/// Each way alone, both at once, and with sendfile(2). When the sender has sent
-/// all, the receiver does not wait for what is still on its way.
-#[test]
-fn iperf3() {
-    const BYTES: usize = 32 << 20;
-    /// Each with its number of streams of one direction.
-    const RUNS: [(&[&str], u64); 4] = [
-        (&[], 1),
-        (&["--reverse"], 1),
-        (&["--bidir", "--parallel=2"], 2),
-        (&["--parallel=4", "--length=1000", "--zerocopy"], 4),
-    ];
-    in_every_mode(
-        Least {
-            connections: 14,
-            // Some of it the receivers did not wait for.
-            bytes: 3 * BYTES,
-            spliced: Spliced::OneWay,
-        },
-        |world| {
-            small_buffers(world);
-            let (ip, port, bytes) = (world.ip().to_string(), PORT.to_string(), BYTES.to_string());
-            let server = ["iperf3", "--server", "--port", &port];
-            let _server = world.server.serve(PORT, &server);
-            RUNS.map(|(run, streams)| {
-                let options = ["--port", &port, "--bytes", &bytes, "--json"];
-                let line = [&["iperf3", "--client", &ip], &options[..], run].concat();
-                let said = world.client.output(&line);
-                let said: Value = serde_json::from_str(&said).expect("iperf3 writes JSON");
-                let end = &said["end"];
-                assert_received(end, "", streams);
-                let sent = end["sum_sent"]["bytes"].as_u64();
-                if run.contains(&"--bidir") {
-                    // Both directions end when one of them has sent all.
-                    assert_received(end, "_bidir_reverse", streams);
-                } else {
-                    assert!(sent >= Some(BYTES as u64), "{run:?}: {said:#}");
-                }
-                end["streams"].as_array().map(Vec::len)
-            })
-        },
-    );
-}
-
-/// The sockets on the way hold so little that it is known what the receiver of a stream may
-/// not have waited for.
-fn small_buffers(world: &World) {
-    for host in [&world.client, &world.server] {
-        for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
-            host.pod().sysctl(name, "4096 65536 131072");
-        }
-    }
-}
-
-/// Compares the sums of one direction, whose names end with this.
-#[track_caller]
-fn assert_received(end: &Value, direction: &str, streams: u64) {
-    /// What may be on its way, of one stream: a megabyte in each of the buffers of two
-    /// proxies, which have two each, and what six sockets hold.
-    const ON_ITS_WAY: u64 = 6 << 20;
-    let count = |sum: &str| {
-        let bytes = &end[format!("{sum}{direction}")]["bytes"];
-        bytes
-            .as_u64()
-            .unwrap_or_else(|| panic!("{sum}{direction} is missing: {end:#}"))
-    };
-    let (sent, received) = (count("sum_sent"), count("sum_received"));
-    let missing = sent.checked_sub(received);
-    let missing = missing.unwrap_or_else(|| panic!("{received} bytes came, of {sent}: {end:#}"));
-    assert!(
-        missing <= streams * ON_ITS_WAY,
-        "{missing} of {sent} bytes did not come: {end:#}"
     );
 }
