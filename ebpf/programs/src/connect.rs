@@ -69,11 +69,12 @@ fn leave(call: AddressCall, path: &Path, bound_before: bool) -> Outcome {
         // The source of a connection that was redirected is not this one's. Where
         // it cannot be bound, connect() fails or finds its own.
         let _ = call.bind(&path.facts.source);
-        let only_bound = Asked {
-            flags: ASKED_BOUND,
-            ..Asked::default()
-        };
-        let _ = ASKED.set(socket, &only_bound);
+        if let Some(asked) = ASKED.get_mut(socket) {
+            *asked = Asked {
+                flags: ASKED_BOUND,
+                ..Asked::default()
+            };
+        }
     } else {
         ASKED.remove(socket);
     }

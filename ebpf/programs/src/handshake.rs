@@ -30,8 +30,8 @@ pub fn event(event: TcpEvent) {
     match event.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(event, socket),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            // A node without splicing is spared the look.
-            if splice_ends::is_on()
+            // Where nothing can be spliced there is no look at the settings.
+            if splice_ends::may_concern(event)
                 && let Some((netns, settings)) = enrolled(event)
             {
                 splice_ends::established(event, socket, netns, settings, true);
@@ -40,7 +40,7 @@ pub fn event(event: TcpEvent) {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             if let Some((netns, settings)) = enrolled(event) {
                 take(event, socket, netns, settings);
-                if splice_ends::is_on() {
+                if splice_ends::may_concern(event) {
                     splice_ends::established(event, socket, netns, settings, false);
                 }
             }

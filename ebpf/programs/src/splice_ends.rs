@@ -104,6 +104,19 @@ fn applications_receive() -> bool {
     SPLICE_MODE.load() == SpliceMode::All as u32
 }
 
+/// Whether a socket that is connected may be spliced, by the node's mode, which no pod's is
+/// above, and its addresses.
+#[inline(always)]
+pub fn may_concern(event: TcpEvent) -> bool {
+    may_be_in(SPLICE_MODE.load(), event)
+}
+
+/// Whether a socket that is connected may be spliced in this mode.
+#[inline(always)]
+fn may_be_in(mode: u32, event: TcpEvent) -> bool {
+    mode != SpliceMode::Off as u32 && (mode >= SpliceMode::Proxy as u32 || !is_within_pod(event))
+}
+
 /// A socket of an enrolled namespace is connected, by its own call (`active`) or
 /// by accepting, on a node where something is spliced.
 #[inline(always)]
@@ -114,10 +127,10 @@ pub fn established(
     settings: &PodSettings,
     active: bool,
 ) {
-    let applications_too = settings.splice >= SpliceMode::Proxy as u32;
-    if settings.splice == SpliceMode::Off as u32 || (!applications_too && is_within_pod(event)) {
+    if !may_be_in(settings.splice, event) {
         return;
     }
+    let applications_too = settings.splice >= SpliceMode::Proxy as u32;
     let proxy = if active {
         is_proxys(socket, settings)
     } else {
