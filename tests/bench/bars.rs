@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
+    alone,
     figures::{
         BULK, CONNECT_CALL, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE, REQUEST_4K,
         REQUEST_64, REQUEST_64K, REQUEST_500K,
@@ -141,8 +142,9 @@ const fn bar(
 
 /// Of a connection of an application: what redirection costs beyond calling the
 /// proxy, against what it costs with iptables.
-const fn connecting(what: &'static str, of: &'static str) -> Bar {
+const fn connecting(what: &'static str, setting: &'static str, of: &'static str) -> Bar {
     Bar {
+        setting,
         to: To::Added {
             to: Way::IPTABLES_NFT,
             base: Way::EXPLICIT,
@@ -158,15 +160,33 @@ const fn elsewhere(setting: &'static str, bar: Bar) -> Bar {
 /// All of them.
 const ALL: &[Bar] = &[
     connecting(
-        "added to connect(), splice off, against iptables-nft",
+        "added to connect(), splice off, each way alone, against iptables-nft",
+        alone::ALONE,
         Way::SHUNT_OFF,
     ),
     connecting(
-        "added to connect(), splice between, against iptables-nft",
+        "added to connect(), splice between, each way alone, against iptables-nft",
+        alone::ALONE,
         Way::SHUNT_BETWEEN,
     ),
     connecting(
-        "added to connect(), splice proxy, against iptables-nft",
+        "added to connect(), splice proxy, each way alone, against iptables-nft",
+        alone::ALONE,
+        Way::SHUNT_PROXY,
+    ),
+    connecting(
+        "added to connect(), splice off, beside other ways, against iptables-nft",
+        MINIMAL,
+        Way::SHUNT_OFF,
+    ),
+    connecting(
+        "added to connect(), splice between, beside other ways, against iptables-nft",
+        MINIMAL,
+        Way::SHUNT_BETWEEN,
+    ),
+    connecting(
+        "added to connect(), splice proxy, beside other ways, against iptables-nft",
+        MINIMAL,
         Way::SHUNT_PROXY,
     ),
     bar(
@@ -370,7 +390,7 @@ mod tests {
             (Way::IPTABLES_NFT, 20.0),
             (Way::SHUNT_OFF, 13.0),
         ] {
-            report.add(MINIMAL, CONNECT_CALL, row, value);
+            report.add(alone::ALONE, CONNECT_CALL, row, value);
         }
         let measured = find("added to connect(), splice off").measure(&report);
         assert_eq!(measured.map(|spread| spread.mid), Some(0.3));

@@ -7,6 +7,7 @@
 )]
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
+mod alone;
 mod bars;
 mod chart;
 mod client;
@@ -173,13 +174,17 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     let mut report = Report::new(Machine::this(), effort.to_string());
     println!("{}", report.machine);
     let cores = Cores::choose();
+    let ways = ways(arguments.quick, &mut report);
+    if arguments.wants(Part::Connect) && arguments.kinds().contains(&Kind::Minimal) {
+        alone::connects(&ways, effort, interrupt, &mut report)?;
+    }
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());
         let mut sites = Vec::new();
-        for way in ways(arguments.quick, &mut report) {
+        for way in &ways {
             go_on(interrupt)?;
             println!("  {}", way.name());
-            match Site::start(way, kind, cores) {
+            match Site::start(*way, kind, cores) {
                 Ok(site) => sites.push(site),
                 Err(why) => report.note(&format!("Left out, \"{}\": {why}.", way.name())),
             }

@@ -38,6 +38,10 @@ pub(crate) struct Effort {
     pub(crate) flood: Duration,
     /// The same for connections at a constant rate.
     pub(crate) connects: Duration,
+    /// How often each way is set up to be measured alone.
+    pub(crate) setups: usize,
+    /// How long connections at a constant rate are made then, each time.
+    pub(crate) connects_alone: Duration,
     /// That rate, in one second.
     pub(crate) rate: u32,
     /// How many connections are held open.
@@ -54,6 +58,8 @@ impl Effort {
         requests: Duration::from_millis(30),
         flood: Duration::from_millis(50),
         connects: Duration::from_millis(80),
+        setups: 5,
+        connects_alone: Duration::from_millis(150),
         rate: 1000,
         held: 3000,
         limit: Duration::from_secs(105),
@@ -65,6 +71,8 @@ impl Effort {
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
         connects: Duration::from_millis(150),
+        setups: 16,
+        connects_alone: Duration::from_millis(400),
         rate: 1000,
         held: 5000,
         limit: Duration::from_secs(3600),
@@ -79,6 +87,8 @@ impl fmt::Display for Effort {
             requests,
             flood,
             connects,
+            setups,
+            connects_alone,
             rate,
             held,
             limit,
@@ -87,7 +97,8 @@ impl fmt::Display for Effort {
             f,
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
-             for {flood:?}, {rate} connections a second for {connects:?}. Memory: {rounds} \
+             for {flood:?}, {rate} connections a second for {connects:?}. Each way alone: set up \
+             {setups} times, {connects_alone:?} of such connections. Memory: {rounds} \
              rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
         )
