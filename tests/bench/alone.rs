@@ -2,13 +2,21 @@
 //! is set up anew, and taken away before the next one. What the kernel switches on for the
 //! whole machine, for programs on cgroups and for netfilter, is then a part of what a way costs.
 
-use shunt_tests::interrupt::Interrupt;
+//! What redirection adds to connect() on a machine that has nothing else: in each round each way
+//! is set up anew, and taken away before the next one. What the kernel switches on for the
+//! whole machine, for programs on cgroups and for netfilter, is then a part of what a way costs.
+
+use std::time::Duration;
+
+use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
 
 use crate::{
     Interrupted,
-    figures::CONNECT_CALL,
+    client::Client,
+    figures::{CONNECT_CALL, CONNECT_LATER},
     go_on,
     load::{Job, Latency},
+    memory::sockets,
     report::Report,
     role::Cores,
     rounds::Effort,
@@ -32,48 +40,83 @@ fn is_compared(way: Way) -> bool {
     COMPARED.contains(&way.name())
 }
 
-/// Measures connect() of each of `ways`, as far as they are compared.
+/// Measures connect() of each of `ways`, as far as they are compared. One that cannot be set up
+/// is left out; why is said where all of them are set up.
 ///
 /// # Panics
 ///
 /// When something does not start. No other way may be set up while this runs.
 pub(crate) fn connects(
     ways: &[Way],
+    cores: Cores,
     effort: &Effort,
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
     say(format_args!("connect(), each way alone on the machine:"));
-    let mut ways: Vec<Way> = ways
-        .iter()
-        .copied()
-        .filter(|way| is_compared(*way))
-        .collect();
+    let compared = ways.iter().copied().filter(|way| is_compared(*way));
+    let mut ways: Vec<Way> = compared.collect();
     for round in 1..=effort.setups {
         say(format_args!("  round {round} of {}", effort.setups));
         for way in &ways {
             go_on(interrupt)?;
-            // Why one cannot be set up is said where all of them are.
-            if let Ok(site) = Site::start(*way, Kind::Minimal, Cores::choose()) {
-                report.add(ALONE, CONNECT_CALL, site.name(), call(&site, effort));
+            if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
+                measure(&site, effort, report);
             }
         }
+        // So that none always comes after the same other one.
         ways.rotate_left(1);
+        ways.reverse();
     }
     Ok(())
 }
 
-/// The median of connect(), in µs, where as many connections came before as where all ways share
-/// the machine: connection tracking knows each for two minutes, and finds one more slowly among
-/// many.
-fn call(site: &Site, effort: &Effort) -> f64 {
-    const FASTER: u32 = 5;
-    let to = site.target();
-    let connects = |rate| site.client(Job::Connects { to, rate });
-    let before = effort.connects * u32::try_from(effort.turns).expect("few") / FASTER;
-    let _: Latency = connects(FASTER * effort.rate).work(before);
-    let took: Latency = connects(effort.rate).work(effort.connects_alone);
-    took.calls.micro(0.5)
+/// In namespaces that are new, and when many connections were made there: connection tracking
+/// knows each for two minutes, and finds one more slowly among many.
+fn measure(site: &Site, effort: &Effort, report: &mut Report) {
+    let mut connects = Connects::start(site, effort.rate);
+    report.add(
+        ALONE,
+        CONNECT_CALL,
+        site.name(),
+        connects.call(effort.connects_alone),
+    );
+    make_many(site, effort);
+    report.add(
+        ALONE,
+        CONNECT_LATER,
+        site.name(),
+        connects.call(effort.connects_alone),
+    );
+}
+
+/// Makes [`Effort::connections_before`] connections, and waits for the end of all of them.
+fn make_many(site: &Site, effort: &Effort) {
+    // More than are made to be measured, and not as many as keep the proxies busy.
+    let rate = 4 * effort.rate;
+    let open = sockets();
+    let time = Duration::from_secs(effort.connections_before.into()) / rate;
+    Connects::start(site, rate).call(time);
+    wait_until("the end of all connections", || match sockets() {
+        still if still <= open => Ok(()),
+        still => Err(format!("{still} sockets, {open} before")),
+    });
+}
+
+/// A client that connects at a constant rate.
+struct Connects(Client);
+
+impl Connects {
+    fn start(site: &Site, rate: u32) -> Self {
+        let to = site.target();
+        Self(site.client(Job::Connects { to, rate }))
+    }
+
+    /// The median of the call, in µs.
+    fn call(&mut self, time: Duration) -> f64 {
+        let took: Latency = self.0.work(time);
+        took.calls.micro(0.5)
+    }
 }
 
 #[cfg(test)]

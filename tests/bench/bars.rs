@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::{
     alone,
     figures::{
-        BULK, CONNECT_CALL, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE, REQUEST_4K,
-        REQUEST_64, REQUEST_64K, REQUEST_500K,
+        BULK, CONNECT_CALL, CONNECT_LATER, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE,
+        REQUEST_4K, REQUEST_64, REQUEST_64K, REQUEST_500K,
     },
     others,
     report::{Figure, Report},
@@ -142,14 +142,13 @@ const fn bar(
 
 /// Of a connection of an application: what redirection costs beyond calling the
 /// proxy, against what it costs with iptables.
-const fn connecting(what: &'static str, setting: &'static str, of: &'static str) -> Bar {
+const fn connecting(what: &'static str, figure: Figure, of: &'static str) -> Bar {
     Bar {
-        setting,
         to: To::Added {
             to: Way::IPTABLES_NFT,
             base: Way::EXPLICIT,
         },
-        ..bar(what, CONNECT_CALL, of, "", Limit::AtMost(0.5))
+        ..bar(what, figure, of, "", Limit::AtMost(0.5))
     }
 }
 
@@ -159,34 +158,67 @@ const fn elsewhere(setting: &'static str, bar: Bar) -> Bar {
 
 /// All of them.
 const ALL: &[Bar] = &[
-    connecting(
-        "added to connect(), splice off, each way alone, against iptables-nft",
+    elsewhere(
         alone::ALONE,
+        connecting(
+            "added to connect(), splice off, each way alone",
+            CONNECT_CALL,
+            Way::SHUNT_OFF,
+        ),
+    ),
+    elsewhere(
+        alone::ALONE,
+        connecting(
+            "added to connect(), splice between, each way alone",
+            CONNECT_CALL,
+            Way::SHUNT_BETWEEN,
+        ),
+    ),
+    elsewhere(
+        alone::ALONE,
+        connecting(
+            "added to connect(), splice proxy, each way alone",
+            CONNECT_CALL,
+            Way::SHUNT_PROXY,
+        ),
+    ),
+    elsewhere(
+        alone::ALONE,
+        connecting(
+            "added to connect(), splice off, alone, after many",
+            CONNECT_LATER,
+            Way::SHUNT_OFF,
+        ),
+    ),
+    elsewhere(
+        alone::ALONE,
+        connecting(
+            "added to connect(), splice between, alone, after many",
+            CONNECT_LATER,
+            Way::SHUNT_BETWEEN,
+        ),
+    ),
+    elsewhere(
+        alone::ALONE,
+        connecting(
+            "added to connect(), splice proxy, alone, after many",
+            CONNECT_LATER,
+            Way::SHUNT_PROXY,
+        ),
+    ),
+    connecting(
+        "added to connect(), splice off, beside other ways",
+        CONNECT_CALL,
         Way::SHUNT_OFF,
     ),
     connecting(
-        "added to connect(), splice between, each way alone, against iptables-nft",
-        alone::ALONE,
+        "added to connect(), splice between, beside other ways",
+        CONNECT_CALL,
         Way::SHUNT_BETWEEN,
     ),
     connecting(
-        "added to connect(), splice proxy, each way alone, against iptables-nft",
-        alone::ALONE,
-        Way::SHUNT_PROXY,
-    ),
-    connecting(
-        "added to connect(), splice off, beside other ways, against iptables-nft",
-        MINIMAL,
-        Way::SHUNT_OFF,
-    ),
-    connecting(
-        "added to connect(), splice between, beside other ways, against iptables-nft",
-        MINIMAL,
-        Way::SHUNT_BETWEEN,
-    ),
-    connecting(
-        "added to connect(), splice proxy, beside other ways, against iptables-nft",
-        MINIMAL,
+        "added to connect(), splice proxy, beside other ways",
+        CONNECT_CALL,
         Way::SHUNT_PROXY,
     ),
     bar(

@@ -176,7 +176,7 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     let cores = Cores::choose();
     let ways = ways(arguments.quick, &mut report);
     if arguments.wants(Part::Connect) && arguments.kinds().contains(&Kind::Minimal) {
-        alone::connects(&ways, effort, interrupt, &mut report)?;
+        alone::connects(&ways, cores, effort, interrupt, &mut report)?;
     }
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());

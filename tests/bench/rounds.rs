@@ -42,6 +42,8 @@ pub(crate) struct Effort {
     pub(crate) setups: usize,
     /// How long connections at a constant rate are made then, each time.
     pub(crate) connects_alone: Duration,
+    /// How many connections are made before it is measured once more.
+    pub(crate) connections_before: u32,
     /// That rate, in one second.
     pub(crate) rate: u32,
     /// How many connections are held open.
@@ -58,11 +60,12 @@ impl Effort {
         requests: Duration::from_millis(30),
         flood: Duration::from_millis(50),
         connects: Duration::from_millis(80),
-        setups: 5,
-        connects_alone: Duration::from_millis(300),
+        setups: 3,
+        connects_alone: Duration::from_millis(200),
+        connections_before: 2000,
         rate: 1000,
         held: 3000,
-        limit: Duration::from_secs(105),
+        limit: Duration::from_secs(90),
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
@@ -73,6 +76,7 @@ impl Effort {
         connects: Duration::from_millis(150),
         setups: 30,
         connects_alone: Duration::from_millis(400),
+        connections_before: 6000,
         rate: 1000,
         held: 5000,
         limit: Duration::from_secs(3600),
@@ -89,6 +93,7 @@ impl fmt::Display for Effort {
             connects,
             setups,
             connects_alone,
+            connections_before,
             rate,
             held,
             limit,
@@ -98,7 +103,8 @@ impl fmt::Display for Effort {
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
              for {flood:?}, {rate} connections a second for {connects:?}. Each way alone: set up \
-             {setups} times, {connects_alone:?} of such connections. Memory: {rounds} \
+             {setups} times, {connects_alone:?} of such connections, and as many after \
+             {connections_before} others. Memory: {rounds} \
              rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
         )

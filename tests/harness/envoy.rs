@@ -42,6 +42,7 @@ const DEFAULT_BINARY: &str = "/var/cache/shunt/envoy/1.40.0/envoy";
 pub struct Envoy {
     process: Process,
     netns: Arc<Netns>,
+    workers: usize,
 }
 
 /// One connection through Envoy, from its access log.
@@ -98,6 +99,7 @@ impl Envoy {
         let envoy = Self {
             process: Process::spawn(&name, &mut command),
             netns: Arc::clone(pod.netns()),
+            workers,
         };
         envoy.wait_until_ready();
         envoy
@@ -158,7 +160,7 @@ impl Envoy {
     /// As [`counters`](Self::counters).
     pub fn connections_by_worker(&self, listener: &str) -> Vec<u64> {
         let counters = self.counters();
-        (0..WORKERS)
+        (0..self.workers)
             .map(|worker| {
                 let name = format!("listener.{listener}.worker_{worker}.downstream_cx_total");
                 counters.get(&name).copied().unwrap_or(0)

@@ -40,7 +40,7 @@ pub fn event(event: TcpEvent) {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             if let Some((netns, settings)) = enrolled(event) {
                 take(event, socket, netns, settings);
-                if splice_ends::may_concern(event) {
+                if splice_ends::is_on() {
                     splice_ends::established(event, socket, netns, settings, false);
                 }
             }

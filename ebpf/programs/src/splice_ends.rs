@@ -104,8 +104,8 @@ fn applications_receive() -> bool {
     SPLICE_MODE.load() == SpliceMode::All as u32
 }
 
-/// Whether a socket that is connected may be spliced, by the node's mode, which no pod's is
-/// above, and its addresses.
+/// Whether a socket that is connected may be spliced, by its addresses and the node's mode: no
+/// pod's is above that, but that of one which was kept from a former agent.
 #[inline(always)]
 pub fn may_concern(event: TcpEvent) -> bool {
     may_be_in(SPLICE_MODE.load(), event)
