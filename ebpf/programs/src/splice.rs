@@ -16,7 +16,7 @@ use crate::{
     maps::{ENDS, RECEIVERS, SENDERS, SPLICE_STOP, SPLICED},
     pods,
     splice_ends::{
-        has_to_offer_less, has_zerocopy, is_layered, is_nonblocking, is_receiver, offsets,
+        has_to_offer_less, has_zerocopy, is_layered, is_nonblocking, is_receiver, mode_of, offsets,
     },
 };
 
@@ -149,7 +149,7 @@ fn mode(own: NetnsCookie, other: NetnsCookie) -> u32 {
     if SPLICE_STOP.get(0).is_none_or(|stop| *stop != 0) {
         return OFF;
     }
-    let of = |netns| pods::settings(netns).map_or(OFF, |pod| pod.splice);
+    let of = |netns| pods::settings(netns).map_or(OFF, mode_of);
     if own == other {
         of(own)
     } else {

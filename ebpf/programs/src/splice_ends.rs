@@ -104,8 +104,15 @@ fn applications_receive() -> bool {
     SPLICE_MODE.load() == SpliceMode::All as u32
 }
 
-/// Whether a socket that is connected may be spliced, by its addresses and the node's mode: no
-/// pod's is above that, but that of one which was kept from a former agent.
+/// How far a pod goes, a [`SpliceMode`] code. What one has that was kept from a former agent may
+/// be above what the node does now.
+#[inline(always)]
+pub fn mode_of(pod: &PodSettings) -> u32 {
+    pod.splice.min(SPLICE_MODE.load())
+}
+
+/// Whether a socket that is connected may be spliced, by its addresses and the node's mode,
+/// which no pod's is above.
 #[inline(always)]
 pub fn may_concern(event: TcpEvent) -> bool {
     may_be_in(SPLICE_MODE.load(), event)
@@ -127,10 +134,11 @@ pub fn established(
     settings: &PodSettings,
     active: bool,
 ) {
-    if !may_be_in(settings.splice, event) {
+    let mode = mode_of(settings);
+    if !may_be_in(mode, event) {
         return;
     }
-    let applications_too = settings.splice >= SpliceMode::Proxy as u32;
+    let applications_too = mode >= SpliceMode::Proxy as u32;
     let proxy = if active {
         is_proxys(socket, settings)
     } else {
@@ -197,7 +205,7 @@ fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender
 fn may_be_spliced(socket: Socket, netns: NetnsCookie) -> Option<u32> {
     let settings = pods::settings(netns)?;
     let proxy = is_proxys(socket, settings);
-    (settings.splice >= least_mode(proxy) as u32).then_some(if proxy { END_PROXY } else { 0 })
+    (mode_of(settings) >= least_mode(proxy) as u32).then_some(if proxy { END_PROXY } else { 0 })
 }
 
 /// Whether both ends are in one pod, as far as their addresses say: the other one is the
