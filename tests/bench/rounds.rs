@@ -74,7 +74,7 @@ impl Effort {
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
         connects: Duration::from_millis(150),
-        setups: 30,
+        setups: 20,
         connects_alone: Duration::from_millis(400),
         connections_before: 6000,
         rate: 1000,
