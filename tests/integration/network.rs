@@ -213,6 +213,22 @@ fn has_interface(index: u64) -> bool {
     links.iter().any(|link| link["ifindex"] == index)
 }
 
+/// Takes the name of a namespace away, and waits until the agent says, for the `times`th time, that
+/// it cannot look at one whose network has changed.
+fn lose_name(pod: &Netns, agent: &Agent, times: usize) {
+    output_of(Command::new("ip").args(["netns", "del", pod.name()]));
+    let add = format!("ip addr add {NEW}/32 dev lo");
+    output_of(pod.command("sh", Owner::ROOT).args(["-c", &add]));
+    wait_until("the agent to say that it cannot look", || {
+        let log = agent.log();
+        if log.matches("goes by what was known before").count() >= times {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+}
+
 /// As long as somebody is in it a namespace without a name lives.
 #[test]
 fn a_pod_whose_name_is_gone_stays_redirected() {
@@ -220,17 +236,7 @@ fn a_pod_whose_name_is_gone_stays_redirected() {
     let _proxy = lab.proxy();
     let agent = lab.enrolled();
     let pod = lab.pod.netns();
-    output_of(Command::new("ip").args(["netns", "del", pod.name()]));
-    let add = format!("ip addr add {NEW}/32 dev lo");
-    output_of(pod.command("sh", Owner::ROOT).args(["-c", &add]));
-    wait_until("the agent to say that it cannot look", || {
-        let log = agent.log();
-        if log.contains("goes by what was known before") {
-            Ok(())
-        } else {
-            Err(log)
-        }
-    });
+    lose_name(pod, &agent, 1);
     lab.assert_redirected();
     // What the agent cannot know errs towards the proxy.
     assert_eq!(call(pod, Owner::APP, NEW), "pod:15001");
@@ -239,6 +245,23 @@ fn a_pod_whose_name_is_gone_stays_redirected() {
     let ran = unenroll(&pod.path());
     assert!(ran.status.success(), "{}", ran.stderr);
     lab.assert_direct();
+}
+
+/// The kernel says that an id is free when another namespace may have been given it.
+#[test]
+fn a_pod_whose_id_was_anothers_stays_redirected() {
+    let lab = Lab::new();
+    let agent = lab.agent();
+    for round in 1..=10 {
+        let former = lab.node.pod("former");
+        agent.enroll(former.netns(), &ISTIO_DEFAULTS);
+        let pod = lab.node.pod("pod");
+        let _proxy = Responder::start(pod.netns(), Owner::PROXY, &[15001]);
+        drop(former);
+        agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
+        lose_name(pod.netns(), &agent, round);
+        assert_eq!(call(pod.netns(), Owner::APP, Node::OUTSIDE), "pod:15001");
+    }
 }
 
 /// A pod that is made anew has the place, and may have the id, of the former.

@@ -605,6 +605,16 @@ pub struct PodProgram {
 }
 
 impl PodProgram {
+    /// Whether its namespace is gone: the kernel has taken the program off it
+    /// (`bpf_netns_link_fill_info`).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub(crate) fn is_left_over(&self) -> Result<bool> {
+        Ok(self.link.place()?.is_none())
+    }
+
     /// Detaches them, whether they are to stay or not.
     pub fn detach(mut self) {
         self.forwarding.retain(&BTreeSet::new());

@@ -74,16 +74,6 @@ impl Nsids {
             .with_context(|| format!("cannot follow changes of {}", netns.path().display()))
     }
 
-    /// Whether a namespace of this id exists.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not answer.
-    pub fn exists(&self, id: Nsid) -> Result<bool> {
-        let found = self.runtime.block_on(self.find(NsidAttribute::Id(id)))?;
-        Ok(found.is_some())
-    }
-
     async fn find(&self, of: NsidAttribute) -> Result<Option<Nsid>> {
         let request = RouteNetlinkMessage::GetNsId(message([of]));
         match self.ask(request).await? {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use shunt_abi::NetnsCookie;
 
-use super::Node;
+use super::{Node, Pod};
 use crate::{
     netns::Netns,
     network::{Changes, Network},
@@ -46,12 +46,12 @@ impl Node {
         let Some(pod) = self.enrolled.get(&cookie) else {
             return;
         };
-        let (path, nsid) = (pod.path.clone(), pod.nsid);
+        let path = pod.path.clone();
         let netns = match same_netns(&path, cookie) {
             Ok(netns) => netns,
-            // Not there any more, and the kernel says that it has lost its id.
-            Err(_) if changes.gone.contains(&nsid) => return self.forget_gone(cookie),
-            Err(_) if changes.missed && matches!(self.nsids.exists(nsid), Ok(false)) => {
+            // Not there any more. That the id is free says less: the kernel says so a moment
+            // after it is, when another namespace, this one, may have been given it.
+            Err(_) if (changes.gone.contains(&pod.nsid) || changes.missed) && is_gone(pod) => {
                 return self.forget_gone(cookie);
             }
             Err(error) => return self.keep_former(cookie, &error),
@@ -145,4 +145,9 @@ pub(super) fn same_netns(path: &Path, cookie: NetnsCookie) -> Result<Netns> {
         bail!("another namespace is at {} now", path.display());
     }
     Ok(netns)
+}
+
+/// Whether the kernel says that a pod's namespace is gone. Where it does not say, it is not.
+fn is_gone(pod: &Pod) -> bool {
+    matches!(pod.program.is_left_over(), Ok(true))
 }
