@@ -60,12 +60,14 @@ fn both_directions_at_once_with_messages_of_all_lengths() {
         let lab = Lab::with(hop, mode);
         let pair = &lab.spliced();
         both_directions_at_once(pair);
-        // It went both ways and changed between them. How much was spliced depends on the
+        // It went both ways and changed between them: what found its reader full goes by TCP, and
+        // what comes after, until that is read. How much was spliced depends on the
         // readers: who sends more than is read leaves the map for a while, on a busy machine
         // before it is a hundredth.
         let counters = lab.counters();
         assert!(lab.spliced_bytes() > PLENTY as u64 / 1000, "{counters}");
-        assert!(lab.fallbacks("receiver_full") > 0, "{counters}");
+        let by_tcp = lab.fallbacks("receiver_full") + lab.fallbacks("not_drained");
+        assert!(by_tcp > 0, "{counters}");
         // Between proxies also on the way back.
         let back = lab.agent().spliced_bytes(lab.server_pod().netns());
         assert!(back > PLENTY as u64 / 1000, "{back} bytes of the answers");
