@@ -53,7 +53,9 @@ pub(crate) fn connects(
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
-    say(format_args!("connect(), each way alone on the machine:"));
+    if effort.setups > 0 {
+        say(format_args!("connect(), each way alone on the machine:"));
+    }
     let compared = ways.iter().copied().filter(|way| is_compared(*way));
     let mut ways: Vec<Way> = compared.collect();
     for round in 1..=effort.setups {
