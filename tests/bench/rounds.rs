@@ -66,7 +66,7 @@ impl Effort {
         connections_before: 0,
         rate: 1000,
         held: 3000,
-        limit: Duration::from_secs(80),
+        limit: Duration::from_secs(60),
     };
     /// For numbers that are kept.
     pub(crate) const FULL: Self = Self {
