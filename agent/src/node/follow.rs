@@ -46,8 +46,7 @@ impl Node {
         let Some(pod) = self.enrolled.get(&cookie) else {
             return;
         };
-        let path = pod.path.clone();
-        let netns = match same_netns(&path, cookie) {
+        let netns = match same_netns(&pod.path, cookie) {
             Ok(netns) => netns,
             // Not there any more. That the id is free says less: the kernel says so a moment
             // after it is, when another namespace, this one, may have been given it.
