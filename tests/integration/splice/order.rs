@@ -55,19 +55,24 @@ fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsi
 
 #[test]
 fn both_directions_at_once_with_messages_of_all_lengths() {
+    const PLAYS: usize = 10;
     let hops = Hop::BOTH.map(|hop| (hop, hop.arguments()));
     for (hop, mode) in hops.into_iter().chain([(Hop::IntoProxy, ALL)]) {
         let lab = Lab::with(hop, mode);
         let pair = &lab.spliced();
-        both_directions_at_once(pair);
-        // It went both ways and changed between them: what found its reader full goes by TCP, and
-        // what comes after, until that is read. How much was spliced depends on the
+        // On a busy machine readers may have kept up with all that was spliced.
+        for _ in 0..PLAYS {
+            both_directions_at_once(pair);
+            if lab.fallbacks("receiver_full") > 0 {
+                break;
+            }
+        }
+        // It went both ways and changed between them. How much was spliced depends on the
         // readers: who sends more than is read leaves the map for a while, on a busy machine
         // before it is a hundredth.
         let counters = lab.counters();
         assert!(lab.spliced_bytes() > PLENTY as u64 / 1000, "{counters}");
-        let by_tcp = lab.fallbacks("receiver_full") + lab.fallbacks("not_drained");
-        assert!(by_tcp > 0, "{counters}");
+        assert!(lab.fallbacks("receiver_full") > 0, "{counters}");
         // Between proxies also on the way back.
         let back = lab.agent().spliced_bytes(lab.server_pod().netns());
         assert!(back > PLENTY as u64 / 1000, "{back} bytes of the answers");
