@@ -2,11 +2,7 @@
 //! is set up anew, and taken away before the next one. What the kernel switches on for the
 //! whole machine, for programs on cgroups and for netfilter, is then a part of what a way costs.
 
-//! What redirection adds to connect() on a machine that has nothing else: in each round each way
-//! is set up anew, and taken away before the next one. What the kernel switches on for the
-//! whole machine, for programs on cgroups and for netfilter, is then a part of what a way costs.
-
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
 
@@ -19,13 +15,38 @@ use crate::{
     memory::sockets,
     report::Report,
     role::Cores,
-    rounds::Effort,
     say,
     world::{Kind, Site, Way},
 };
 
 /// The setting, through minimal proxies.
 pub(crate) const ALONE: &str = "each way alone on the machine";
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// How often each way is set up.
+    pub(crate) setups: usize,
+    /// How long connections at a constant rate are made, each time.
+    pub(crate) connects: Duration,
+    /// How many others are made before that is measured once more.
+    pub(crate) connections_before: u32,
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            setups,
+            connects,
+            connections_before,
+        } = self;
+        write!(
+            f,
+            "Each way alone: set up {setups} times, {connects:?} of such connections, and as many \
+             after {connections_before} others."
+        )
+    }
+}
 
 /// Whether a way is a part of the comparison: redirection that a mesh has today, the agent in
 /// the modes that have a bar, and what both are counted from.
@@ -49,13 +70,11 @@ fn is_compared(way: Way) -> bool {
 pub(crate) fn connects(
     ways: &[Way],
     cores: Cores,
-    effort: &Effort,
+    (effort, rate): (Effort, u32),
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
-    if effort.setups > 0 {
-        say(format_args!("connect(), each way alone on the machine:"));
-    }
+    say(format_args!("connect(), each way alone on the machine:"));
     let compared = ways.iter().copied().filter(|way| is_compared(*way));
     let mut ways: Vec<Way> = compared.collect();
     for round in 1..=effort.setups {
@@ -63,7 +82,7 @@ pub(crate) fn connects(
         for way in &ways {
             go_on(interrupt)?;
             if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
-                measure(&site, effort, report);
+                measure(&site, effort, rate, report);
             }
         }
         // So that none always comes after the same other one.
@@ -75,30 +94,22 @@ pub(crate) fn connects(
 
 /// In namespaces that are new, and when many connections were made there: connection tracking
 /// knows each for two minutes, and finds one more slowly among many.
-fn measure(site: &Site, effort: &Effort, report: &mut Report) {
-    let mut connects = Connects::start(site, effort.rate);
-    report.add(
-        ALONE,
-        CONNECT_CALL,
-        site.name(),
-        connects.call(effort.connects_alone),
-    );
-    make_many(site, effort);
-    report.add(
-        ALONE,
-        CONNECT_LATER,
-        site.name(),
-        connects.call(effort.connects_alone),
-    );
+fn measure(site: &Site, effort: Effort, rate: u32, report: &mut Report) {
+    let mut connects = Connects::start(site, rate);
+    let mut add = |figure| {
+        let call = connects.call(effort.connects);
+        report.add(ALONE, figure, site.name(), call);
+    };
+    add(CONNECT_CALL);
+    // More than are made to be measured, and not as many as keep the proxies busy.
+    make_many(site, effort.connections_before, 4 * rate);
+    add(CONNECT_LATER);
 }
 
-/// Makes [`Effort::connections_before`] connections, and waits for the end of all of them.
-fn make_many(site: &Site, effort: &Effort) {
-    // More than are made to be measured, and not as many as keep the proxies busy.
-    let rate = 4 * effort.rate;
+/// Makes `count` connections, and waits for the end of all of them.
+fn make_many(site: &Site, count: u32, rate: u32) {
     let open = sockets();
-    let time = Duration::from_secs(effort.connections_before.into()) / rate;
-    Connects::start(site, rate).call(time);
+    Connects::start(site, rate).call(Duration::from_secs(count.into()) / rate);
     wait_until("the end of all connections", || match sockets() {
         still if still <= open => Ok(()),
         still => Err(format!("{still} sockets, {open} before")),

@@ -175,7 +175,11 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     println!("{}", report.machine);
     let cores = Cores::choose();
     let ways = ways(arguments.quick, &mut report);
-    if arguments.wants(Part::Connect) && arguments.kinds().contains(&Kind::Minimal) {
+    if let Some(alone) = effort.alone
+        && arguments.wants(Part::Connect)
+        && arguments.kinds().contains(&Kind::Minimal)
+    {
+        let effort = (alone, effort.rate);
         alone::connects(&ways, cores, effort, interrupt, &mut report)?;
     }
     for kind in arguments.kinds() {

@@ -8,7 +8,7 @@ use std::{
 use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
 
 use crate::{
-    Interrupted, Part,
+    Interrupted, Part, alone,
     client::Client,
     figures::{
         APART_64, APART_64K, APART_500K, BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99,
@@ -38,14 +38,10 @@ pub(crate) struct Effort {
     pub(crate) flood: Duration,
     /// The same for connections at a constant rate.
     pub(crate) connects: Duration,
-    /// How often each way is set up to be measured alone.
-    pub(crate) setups: usize,
-    /// How long connections at a constant rate are made then, each time.
-    pub(crate) connects_alone: Duration,
-    /// How many connections are made before it is measured once more.
-    pub(crate) connections_before: u32,
     /// That rate, in one second.
     pub(crate) rate: u32,
+    /// Each way alone, where that is measured: setting up takes most of its time.
+    pub(crate) alone: Option<alone::Effort>,
     /// How many connections are held open.
     pub(crate) held: usize,
     /// No turn begins later than this after the first.
@@ -60,11 +56,8 @@ impl Effort {
         requests: Duration::from_millis(30),
         flood: Duration::from_millis(50),
         connects: Duration::from_millis(80),
-        // Setting up takes most of the time.
-        setups: 0,
-        connects_alone: Duration::ZERO,
-        connections_before: 0,
         rate: 1000,
+        alone: None,
         held: 3000,
         limit: Duration::from_secs(60),
     };
@@ -75,10 +68,12 @@ impl Effort {
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
         connects: Duration::from_millis(150),
-        setups: 20,
-        connects_alone: Duration::from_millis(400),
-        connections_before: 6000,
         rate: 1000,
+        alone: Some(alone::Effort {
+            setups: 20,
+            connects: Duration::from_millis(400),
+            connections_before: 6000,
+        }),
         held: 5000,
         limit: Duration::from_secs(3600),
     };
@@ -92,10 +87,8 @@ impl fmt::Display for Effort {
             requests,
             flood,
             connects,
-            setups,
-            connects_alone,
-            connections_before,
             rate,
+            alone,
             held,
             limit,
         } = self;
@@ -103,12 +96,11 @@ impl fmt::Display for Effort {
             f,
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
-             for {flood:?}, {rate} connections a second for {connects:?}. Each way alone: set up \
-             {setups} times, {connects_alone:?} of such connections, and as many after \
-             {connections_before} others. Memory: {rounds} \
+             for {flood:?}, {rate} connections a second for {connects:?}. Memory: {rounds} \
              rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
-        )
+        )?;
+        alone.map_or(Ok(()), |alone| write!(f, " {alone}"))
     }
 }
 
