@@ -28,6 +28,7 @@ pub mod deadline;
 pub mod dns;
 pub mod end;
 pub mod envoy;
+pub mod header_options;
 pub mod held;
 pub mod http;
 pub mod interrupt;

@@ -1,7 +1,8 @@
 //! Network namespaces with names.
 
 use std::{
-    fs::File,
+    collections::BTreeMap,
+    fs::{self, File},
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -103,6 +104,26 @@ impl Netns {
             std::fs::write(&path, value)
                 .unwrap_or_else(|error| panic!("cannot set {path} to {value:?}: {error}"));
         });
+    }
+
+    /// What its TCP has counted, by the names that `nstat` gives it without `Tcp` or `TcpExt`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not say.
+    pub fn tcp_counters(&self) -> BTreeMap<String, u64> {
+        let files = [("snmp", "Tcp:"), ("netstat", "TcpExt:")];
+        let counters = files.into_iter().flat_map(|(file, start)| {
+            let path = Path::new("/proc/thread-self/net").join(file);
+            let text = self.run(|| fs::read_to_string(path).expect("the kernel has counters"));
+            let mut lines = text.lines().filter(|line| line.starts_with(start));
+            let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+            let pairs = names.split(' ').zip(values.split(' '));
+            pairs
+                .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+                .collect::<Vec<_>>()
+        });
+        counters.collect()
     }
 
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.

@@ -72,6 +72,23 @@ pub fn send_queue(socket: impl AsFd) -> (i32, i32) {
     (ask(libc::TIOCOUTQ), ask(NOT_SENT))
 }
 
+/// bpf(), with the attributes of a command in words of eight bytes.
+///
+/// # Errors
+///
+/// What the kernel says.
+///
+/// # Safety
+///
+/// Where the attributes have addresses, there is what the command reads and writes.
+pub(crate) unsafe fn bpf(command: i32, attributes: &[u64]) -> Result<RawFd, Errno> {
+    let size = size_of_val(attributes);
+    // SAFETY: the kernel reads so many bytes of the attributes; the rest is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size) };
+    let result = Errno::result(result)?;
+    Ok(RawFd::try_from(result).expect("a descriptor, or 0"))
+}
+
 /// connect(AF_UNSPEC): ends the connection of a socket, which stays open.
 ///
 /// # Errors

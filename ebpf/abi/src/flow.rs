@@ -52,6 +52,48 @@ impl Asked {
     }
 }
 
+/// Value of the socket storage `ORIGINAL_DST`, of a listener of the proxy and of what it
+/// accepts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OriginalDst {
+    /// The original destination; of no family where there is only the mark of a listener.
+    pub addr: Addr,
+    /// Its port, or the listener's own; host byte order.
+    pub port: u16,
+    /// Bits `ORIGINAL_DST_…`. What agents before this one made has 0 here.
+    pub flags: u16,
+}
+
+/// Bit of [`OriginalDst::flags`]: splicing has asked to hear of each segment that the socket
+/// sends, and not yet that it is enough.
+pub const ORIGINAL_DST_WATCHED: u16 = 1 << 0;
+
+impl OriginalDst {
+    /// What is kept with an accepted socket whose client asked for this.
+    #[inline(always)]
+    pub const fn new(destination: &Endpoint) -> Self {
+        Self {
+            addr: destination.addr,
+            port: destination.port,
+            flags: 0,
+        }
+    }
+
+    /// The mark of a listener at this port, which what it accepts inherits.
+    #[inline(always)]
+    pub fn listener(port: u16) -> Self {
+        Self::new(&Endpoint::new(Addr::default(), port))
+    }
+
+    /// The original destination, if there is more than the mark of a listener.
+    #[inline(always)]
+    pub fn destination(&self) -> Option<Endpoint> {
+        let is_mark = self.addr.same(&Addr::default());
+        (!is_mark).then(|| Endpoint::new(self.addr, self.port))
+    }
+}
+
 /// Key of the map `FLOWS`, and of a [`FlowSlot`]: a redirected connection between the first
 /// packet of the application and its acceptance by the proxy.
 #[repr(C)]

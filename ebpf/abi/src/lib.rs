@@ -29,7 +29,10 @@ pub use addr::Addr;
 pub use counters::{Counters, ERROR_COUNT, ErrorCode, RULE_SLOTS};
 pub use decided::Decided;
 pub use dns::{PATIENCE, QUESTION_SLOTS, Questions};
-pub use flow::{ASKED_BOUND, ASKED_IN_FLOWS, ASKED_REDIRECTED, Asked, Endpoint, FlowKey, FlowSlot};
+pub use flow::{
+    ASKED_BOUND, ASKED_IN_FLOWS, ASKED_REDIRECTED, Asked, Endpoint, FlowKey, FlowSlot,
+    ORIGINAL_DST_WATCHED, OriginalDst,
+};
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};
 pub use lists::{
     CidrKey, CidrList, LIST_KEY_BITS, PORTS_PER_CHUNK, PortChunk, PortChunkKey, PortList,

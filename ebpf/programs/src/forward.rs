@@ -258,7 +258,7 @@ fn place_of(socket: FullSocket, asked: &Endpoint) -> Place {
         return Place::Free;
     }
     match original(socket.socket()) {
-        Some(kept) if same(kept, asked) => Place::Known,
+        Some(kept) if same(&kept, asked) => Place::Known,
         Some(_) => Place::Anothers,
         None => Place::Connection,
     }
@@ -303,10 +303,8 @@ const fn same(one: &Endpoint, other: &Endpoint) -> bool {
 
 /// The original destination that an accepted socket was given.
 #[inline(always)]
-fn original<'a>(socket: Socket) -> Option<&'a Endpoint> {
-    let kept = ORIGINAL_DST.get(socket)?;
-    // Without an address it is but the mark of a listener.
-    (!kept.addr.same(&Addr::default())).then_some(kept)
+fn original(socket: Socket) -> Option<Endpoint> {
+    ORIGINAL_DST.get(socket)?.destination()
 }
 
 /// Gives a packet that goes out through a virtual interface the source that its
@@ -328,7 +326,7 @@ pub fn leaves(frame: Frame) -> Fate {
         return Fate::Untouched;
     }
     match frame.sender().and_then(original) {
-        Some(asked) => put_back(&packet, asked),
+        Some(asked) => put_back(&packet, &asked),
         None => answer(&packet),
     }
 }

@@ -7,11 +7,12 @@
 //! storage, and nothing is left behind.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
-use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie, PodSettings, flags};
+use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie, OriginalDst, PodSettings, flags};
 
 use crate::{
     bind, counters,
@@ -46,6 +47,7 @@ pub fn event(event: TcpEvent) {
             }
         }
         BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),
+        BPF_SOCK_OPS_HDR_OPT_LEN_CB => splice_ends::sends(event, socket),
         BPF_SOCK_OPS_TCP_LISTEN_CB => {
             bind::listens(event, socket);
             listeners::opened(event, socket);
@@ -125,7 +127,7 @@ fn take(event: TcpEvent, socket: Socket, netns: NetnsCookie, settings: &PodSetti
         return;
     }
     if let Some(asked) = flows::take(&mut key)
-        && ORIGINAL_DST.set(socket, &asked).is_err()
+        && ORIGINAL_DST.set(socket, &OriginalDst::new(&asked)).is_err()
     {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
@@ -140,7 +142,7 @@ fn take_forwarded(netns: NetnsCookie, key: &FlowKey, socket: Socket) {
     let Some(asked) = (unsafe { FORWARDED.get(key) }).copied() else {
         return;
     };
-    if ORIGINAL_DST.set(socket, &asked).is_err() {
+    if ORIGINAL_DST.set(socket, &OriginalDst::new(&asked)).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
     let _ = FORWARDED.remove(key);

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_update_elem, bpf_sock_hash_update},
 };
 use shunt_abi::{
-    Addr, Endpoint, ErrorCode, LISTENER_SLOTS, ListenerKey, ListenerKind, NetnsCookie,
+    Endpoint, ErrorCode, LISTENER_SLOTS, ListenerKey, ListenerKind, NetnsCookie, OriginalDst,
 };
 
 use crate::{
@@ -128,8 +128,10 @@ impl Listener {
         if !self.is_proxys() {
             return;
         }
-        let mark = Endpoint::new(Addr::default(), port);
-        if ORIGINAL_DST.set(socket, &mark).is_err() {
+        if ORIGINAL_DST
+            .set(socket, &OriginalDst::listener(port))
+            .is_err()
+        {
             counters::failed(netns, ErrorCode::ListenerFailed);
             return;
         }

@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use shunt_abi::{
     Asked, CidrKey, Counters, Decided, End, EndKey, Endpoint, Event, FlowKey, FlowSlot, Interface,
-    InterfaceKey, ListenerKey, NetnsCookie, PodSettings, PortChunk, PortChunkKey, Questions, Route,
-    RouteKey, Sender,
+    InterfaceKey, ListenerKey, NetnsCookie, OriginalDst, PodSettings, PortChunk, PortChunkKey,
+    Questions, Route, RouteKey, Sender,
 };
 
 use crate::storage::SocketStorage;
@@ -118,7 +118,7 @@ pub static QUESTIONS: SocketStorage<Questions, NO_PREALLOC> = SocketStorage::new
 /// it inherits; `sock_ops` puts the published destination in its place. Read by
 /// `getsockopt`.
 #[btf_map]
-pub static ORIGINAL_DST: SocketStorage<Endpoint, { NO_PREALLOC | CLONE }> = SocketStorage::new();
+pub static ORIGINAL_DST: SocketStorage<OriginalDst, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 
 /// What was decided and what went wrong, by pod. Created by the agent; written
 /// by every program.

@@ -1,6 +1,6 @@
 //! What the two sides are told about each other.
 
-use shunt_abi::{Addr, Endpoint};
+use shunt_abi::Endpoint;
 
 use crate::{
     ctx::{AF_INET, AF_INET6, AddressCall, OptionCall, SockAddr4, SockAddr6},
@@ -71,12 +71,12 @@ fn is_original_dst(call: OptionCall) -> bool {
 fn destination_of(call: OptionCall) -> Option<Endpoint> {
     let socket = call.socket();
     let kept = ORIGINAL_DST.get(socket.socket())?;
-    let destination = if kept.addr.same(&Addr::default()) {
+    let destination = if let Some(destination) = kept.destination() {
+        destination
+    } else {
         // Inherited from the listener: steered here when the ports differ.
         let own = Endpoint::new(socket.source(), socket.source_port());
         (own.port != kept.port).then_some(own)?
-    } else {
-        *kept
     };
     (destination.addr.is_v4() == (call.level() == SOL_IP)).then_some(destination)
 }

@@ -13,16 +13,15 @@ use core::ffi::c_void;
 use aya_ebpf::{
     Global,
     bindings::{
-        BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
-        BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
+        BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
     },
     helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
     END_PASSIVE, END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD,
-    NetnsCookie, PodSettings, Sender, SpliceMode, SpliceOffsets,
+    NetnsCookie, ORIGINAL_DST_WATCHED, PodSettings, Sender, SpliceMode, SpliceOffsets,
 };
-
 use shunt_decide::{least_mode, most_offered, offers_too_much};
 
 use crate::{
@@ -68,8 +67,13 @@ static SPLICE_MODE: Global<u32> = Global::new(0);
 /// acknowledgement, before it counts as not on this node.
 const PATIENCE: u32 = 64;
 
-/// How many segments with data a socket has to have sent before it may be worth splicing.
+/// How many segments with data a socket has to have sent before it may be worth splicing, or
+/// received.
 const FEW: u32 = 2;
+
+/// What has the kernel say that a socket is about to send a segment, an acknowledgement alone
+/// too: it asks whether a program wants room for an option in its header (Linux 5.10).
+const SENDS: u32 = BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 
 /// How long a sender is out of the map that sends more than is read, in
 /// milliseconds.
@@ -139,25 +143,51 @@ pub fn established(
         return;
     }
     let applications_too = mode >= SpliceMode::Proxy as u32;
-    let proxy = if active {
-        is_proxys(socket, settings)
-    } else {
-        // What a proxy's listener hands down.
-        ORIGINAL_DST.get(socket).is_some()
-    };
-    if !proxy && !applications_too {
-        return;
-    }
     if active {
-        // More of it is remembered when it has sent more than one request.
-        event.watch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        if applications_too || is_proxys(socket, settings) {
+            // More of it is remembered when it has sent more than one request.
+            event.watch(BPF_SOCK_OPS_RTT_CB_FLAG);
+        }
+    } else if let Some(kept) = ORIGINAL_DST.get_mut(socket) {
+        if event.is_watched(SENDS) {
+            // By others. What they asked for is not taken from them.
+            remember_proxys(event, socket, netns);
+        } else {
+            // It may never send anything, and so hear of no acknowledgement; but it
+            // acknowledges.
+            kept.flags |= ORIGINAL_DST_WATCHED;
+            event.watch(SENDS);
+        }
+    } else if applications_too {
+        remember(event, socket, netns, END_PASSIVE);
+    }
+}
+
+/// A socket is about to send a segment: perhaps one that a proxy has accepted, which is
+/// remembered when there was more than a request and its answer.
+#[inline(always)]
+pub fn sends(event: TcpEvent, socket: Socket) {
+    let Some(kept) = ORIGINAL_DST.get_mut(socket) else {
+        return;
+    };
+    let few = event.data_segments() < FEW && event.data_segments_received() < FEW;
+    if few || kept.flags & ORIGINAL_DST_WATCHED == 0 {
         return;
     }
-    let flags = END_PASSIVE | if proxy { END_PROXY } else { 0 };
-    if let Some(sender) = remember(event, socket, netns, flags)
-        && proxy
-    {
-        // It may never send anything, and so hear of no acknowledgement.
+    kept.flags &= !ORIGINAL_DST_WATCHED;
+    event.unwatch(SENDS);
+    let netns = event.netns();
+    // The settings may be others by now.
+    let mode = pods::settings(netns).map_or(SpliceMode::Off as u32, mode_of);
+    if may_be_in(mode, event) {
+        remember_proxys(event, socket, netns);
+    }
+}
+
+/// Remembers a socket that a proxy has accepted, and lets the other end find it.
+#[inline(always)]
+fn remember_proxys(event: TcpEvent, socket: Socket, netns: NetnsCookie) {
+    if let Some(sender) = remember(event, socket, netns, END_PASSIVE | END_PROXY) {
         publish(event, socket, netns, sender);
     }
 }
@@ -182,21 +212,17 @@ fn remember<'a>(
 }
 
 /// Remembers one that has connected, when something that it sent is acknowledged: those
-/// that were accepted are known already. The first request and its answer are over before
-/// splicing would be of use.
+/// that were accepted are known already, or [`sends`] sees to them. The first request and its
+/// answer are over before splicing would be of use.
 #[inline(always)]
 fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender> {
-    if event.data_segments() < FEW {
+    if event.data_segments() < FEW || ORIGINAL_DST.get(socket).is_some() {
         return None;
     }
     let netns = event.netns();
-    match may_be_spliced(socket, netns) {
-        Some(flags) => remember(event, socket, netns, flags),
-        None => {
-            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
-            None
-        }
-    }
+    // Where it may not, others may have asked to hear of it, from outside the mesh too.
+    let flags = may_be_spliced(socket, netns)?;
+    remember(event, socket, netns, flags)
 }
 
 /// The flags of one that has connected, if it may still be spliced: the settings may be

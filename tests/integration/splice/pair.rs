@@ -20,6 +20,7 @@ use serde_json::Value;
 use shunt_tests::{
     Agent, Node, Owner, Pod,
     agent::Place,
+    cgroup::Cgroup,
     deadline::{DEADLINE, wait_until},
     mesh::ISTIO_DEFAULTS,
 };
@@ -106,7 +107,7 @@ impl Lab {
     /// One for this hop, with an agent that is started with these arguments.
     pub(super) fn with(hop: Hop, arguments: &[&str]) -> Self {
         let mut lab = Self::without_agent(hop);
-        let place = Place::new(lab.node.cgroup());
+        let place = Place::new(lab.cgroup());
         lab.set_agent(Agent::start_with(place, arguments));
         lab.enroll(&ISTIO_DEFAULTS);
         lab
@@ -162,6 +163,10 @@ impl Lab {
     /// Hands the agent over, to be ended.
     pub(super) fn take_agent(&mut self) -> Agent {
         self.agent.take().expect("an agent is running")
+    }
+
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        self.node.cgroup()
     }
 
     pub(super) fn hop(&self) -> Hop {
@@ -296,14 +301,14 @@ impl Lab {
 
     /// What TCP has counted in the server's pod, by name.
     pub(super) fn netstat(&self) -> BTreeMap<String, u64> {
-        netstat(self.server_pod())
+        self.server_pod().netns().tcp_counters()
     }
 
     /// What the pods' TCP has counted of segments that it dropped because a buffer was full:
     /// each of them is a stall until it is sent again.
     pub(super) fn dropped(&self) -> Vec<(String, u64)> {
         const NAMES: [&str; 3] = ["TCPRcvQDrop", "RcvPruned", "TCPZeroWindowDrop"];
-        let counts = self.pods.iter().flat_map(netstat);
+        let counts = self.pods.iter().flat_map(|pod| pod.netns().tcp_counters());
         counts
             .filter(|(name, count)| NAMES.contains(&name.as_str()) && *count > 0)
             .collect()
@@ -324,19 +329,6 @@ impl Drop for Lab {
             }
         }
     }
-}
-
-fn netstat(pod: &Pod) -> BTreeMap<String, u64> {
-    const FILE: &str = "/proc/thread-self/net/netstat";
-    let text = pod
-        .netns()
-        .run(|| std::fs::read_to_string(FILE).expect("it is there"));
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let pairs = names.split(' ').zip(values.split(' '));
-    pairs
-        .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-        .collect()
 }
 
 impl Pair {

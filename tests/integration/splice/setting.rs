@@ -1,10 +1,12 @@
 //! What is spliced is what was asked for.
 
-use shunt_tests::{bpf, deadline::wait_until, mesh::ISTIO_DEFAULTS};
+use shunt_tests::{
+    agent::Place, bpf, deadline::wait_until, header_options::HeaderOptions, mesh::ISTIO_DEFAULTS,
+};
 
 use super::{
     INTO_PROXY,
-    pair::{Lab, Pair, send},
+    pair::{Hop, Lab, Pair, receive, send},
 };
 
 /// Talks for so long that a connection that is to be spliced would be.
@@ -68,13 +70,83 @@ fn a_pod_cannot_have_more_than_the_node_does() {
     assert_eq!(talk(&lab), 0);
 }
 
+/// A connection whose proxy's end is known.
+fn asked_twice(lab: &Lab) -> Pair {
+    let pair = lab.connect();
+    pair.ask(b"question", b"answer");
+    pair.ask(b"another question", b"another answer");
+    pair
+}
+
+/// There is nothing to be found, and nothing to be kept, of a connection that has had but one
+/// request.
+#[test]
+fn what_has_had_one_request_is_in_no_table() {
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        let pairs: Vec<_> = (0..10).map(|_| lab.connect()).collect();
+        for pair in &pairs {
+            pair.ask(b"question", b"answer");
+        }
+        assert_eq!(bpf::spliceable(&lab.agent().status()), 0, "{hop:?}");
+        for pair in &pairs {
+            pair.ask(b"another question", b"another answer");
+        }
+        wait_until("all of them to be known", || {
+            match bpf::spliceable(&lab.agent().status()) {
+                known if known >= pairs.len() => Ok(()),
+                known => Err(format!("{hop:?}: {known} entries")),
+            }
+        });
+    }
+}
+
+/// It acknowledges, and never sends anything that would be acknowledged to it.
+#[test]
+fn what_is_sent_to_a_proxy_that_never_answers_is_spliced() {
+    for hop in Hop::BOTH {
+        let lab = Lab::on(hop);
+        splice_one_way(&lab, &lab.connect());
+    }
+}
+
+/// Sends until it is spliced, and no answer.
+#[track_caller]
+fn splice_one_way(lab: &Lab, pair: &Pair) {
+    wait_until("bytes to be spliced", || {
+        send(&pair.client, b"no question");
+        assert_eq!(receive(&pair.server, 11), b"no question");
+        match lab.spliced_bytes() {
+            0 => Err(lab.counters().to_string()),
+            _ => Ok(()),
+        }
+    });
+}
+
+/// What a socket has asked `sock_ops` for is shared by all programs.
+#[test]
+fn what_another_program_has_asked_for_stays() {
+    for hop in Hop::BOTH {
+        let mut lab = Lab::without_agent(hop);
+        let other = HeaderOptions::attach(lab.cgroup().path());
+        lab.start_agent(Place::new(lab.cgroup()));
+        let pair = lab.connect();
+        splice_one_way(&lab, &pair);
+        let before = other.asked();
+        // A single byte always goes by TCP.
+        send(&pair.server, b"!");
+        assert_eq!(receive(&pair.client, 1), b"!");
+        assert!(other.asked() > before, "{hop:?}");
+    }
+}
+
 /// A table without room is no reason to do anything but TCP, and is told. The first
 /// connection has its one place.
 #[test]
 fn what_finds_no_room_goes_by_tcp_and_is_counted() {
     type First = fn(&Lab) -> Pair;
     for (table, first) in [
-        ("ENDS=1", Lab::connect as First),
+        ("ENDS=1", asked_twice as First),
         ("SPLICED=1", Lab::spliced),
     ] {
         let lab = Lab::new(&[INTO_PROXY, &["--map-limit", table]].concat());

@@ -290,7 +290,7 @@ fn replacements(end: End, next: &[PathBuf]) {
     let bytes = pattern(64 << 20);
     for hop in Hop::BOTH {
         let mut lab = Lab::without_agent(hop);
-        let place = Place::new(lab.node.cgroup());
+        let place = Place::new(lab.cgroup());
         lab.set_agent(Agent::start_persistent(place, &binary(), hop.arguments()));
         lab.enroll(&ISTIO_DEFAULTS);
         for next in next.iter().cycle().take(ROUNDS) {

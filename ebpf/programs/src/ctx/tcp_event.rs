@@ -93,6 +93,13 @@ impl TcpEvent {
         self.set_watched(asked | flags);
     }
 
+    /// Whether somebody has asked for callbacks of all these kinds: these programs, or others
+    /// of `sock_ops`, with which they share what a socket's asked for.
+    #[inline(always)]
+    pub fn is_watched(self, flags: u32) -> bool {
+        read!(self.0, bpf_sock_ops_cb_flags) & flags == flags
+    }
+
     /// Asks for no more callbacks of these kinds.
     #[inline(always)]
     pub fn unwatch(self, flags: u32) {
@@ -134,6 +141,12 @@ impl TcpEvent {
     #[inline(always)]
     pub fn data_segments(self) -> u32 {
         read!(self.0, data_segs_out)
+    }
+
+    /// How many segments with data it has received.
+    #[inline(always)]
+    pub fn data_segments_received(self) -> u32 {
+        read!(self.0, data_segs_in)
     }
 
     /// The sequence number of the first byte that this side sends, and that of

@@ -1,0 +1,128 @@
+//! A program of `sock_ops` that is not the agent's, as others have: it asks for room in the
+//! header of every segment that an accepted socket sends, and takes none.
+
+use std::{
+    fs::File,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+
+use crate::syscall;
+
+/// The program, attached until it is dropped.
+#[derive(Debug)]
+pub struct HeaderOptions {
+    /// How often it was asked: the only element of an array.
+    asked: OwnedFd,
+    _link: OwnedFd,
+}
+
+/// Commands of bpf().
+const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
+const PROG_LOAD: i32 = 5;
+const LINK_CREATE: i32 = 28;
+
+/// `BPF_MAP_TYPE_ARRAY`
+const ARRAY: u32 = 2;
+/// `BPF_PROG_TYPE_SOCK_OPS`
+const SOCK_OPS: u32 = 13;
+/// `BPF_CGROUP_SOCK_OPS`
+const ATTACH_SOCK_OPS: u32 = 3;
+
+impl HeaderOptions {
+    /// Attaches the program to the cgroup at `path`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub fn attach(path: &Path) -> Self {
+        let asked = descriptor(MAP_CREATE, &[words(ARRAY, 4), words(8, 1)]);
+        let instructions = program(&asked);
+        let count = u32::try_from(instructions.len()).expect("it is short");
+        let load = [
+            words(SOCK_OPS, count),
+            instructions.as_ptr() as u64,
+            c"MIT".as_ptr() as u64,
+        ];
+        let program = descriptor(PROG_LOAD, &load);
+        let cgroup = File::open(path).expect("a cgroup can be opened");
+        let target = words(number(&program), number(&cgroup));
+        let link = descriptor(LINK_CREATE, &[target, words(ATTACH_SOCK_OPS, 0)]);
+        Self { asked, _link: link }
+    }
+
+    /// How often it was asked for options until now.
+    ///
+    /// # Panics
+    ///
+    /// When its map cannot be read.
+    pub fn asked(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        let lookup = [
+            words(number(&self.asked), 0),
+            &raw const key as u64,
+            &raw mut value as u64,
+        ];
+        // SAFETY: a key of four bytes and a value of eight, as the map was made.
+        unsafe { syscall::bpf(MAP_LOOKUP_ELEM, &lookup) }.expect("it has an element");
+        value
+    }
+}
+
+/// One instruction: its code, the registers it writes and reads, an offset and a number.
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = number.to_le_bytes();
+    u64::from_ne_bytes([code, from << 4 | to, low, high, a, b, c, d])
+}
+
+/// What it does: on `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB` it asks for
+/// `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG` beside what is asked for already, and on
+/// `BPF_SOCK_OPS_HDR_OPT_LEN_CB` it counts.
+fn program(asked: &OwnedFd) -> [u64; 21] {
+    [
+        instruction(0xbf, 6, 1, 0, 0),   // r6 = the context
+        instruction(0x61, 2, 6, 0, 0),   // r2 = its op
+        instruction(0x15, 2, 0, 2, 5),   // to what an accepted socket gets
+        instruction(0x15, 2, 0, 6, 14),  // to what is counted
+        instruction(0x05, 0, 0, 14, 0),  // to the end
+        instruction(0xbf, 1, 6, 0, 0),   // r1 = the context
+        instruction(0x61, 2, 6, 84, 0),  // r2 = its bpf_sock_ops_cb_flags
+        instruction(0x47, 2, 0, 0, 64),  // and one more
+        instruction(0x85, 0, 0, 0, 59),  // bpf_sock_ops_cb_flags_set
+        instruction(0x05, 0, 0, 9, 0),   // to the end
+        instruction(0x62, 10, 0, -4, 0), // a key, on the stack
+        instruction(0xbf, 2, 10, 0, 0),  // r2 = where it is
+        instruction(0x07, 2, 0, 0, -4),
+        instruction(0x18, 1, 1, 0, asked.as_raw_fd()), // r1 = the map
+        instruction(0, 0, 0, 0, 0),
+        instruction(0x85, 0, 0, 0, 1), // bpf_map_lookup_elem
+        instruction(0x15, 0, 0, 2, 0), // to the end, without an element
+        instruction(0xb7, 1, 0, 0, 1), // r1 = 1
+        instruction(0xdb, 0, 1, 0, 0), // added to the element, atomically
+        instruction(0xb7, 0, 0, 0, 1), // the end: r0 = 1
+        instruction(0x95, 0, 0, 0, 0),
+    ]
+}
+
+/// Two words of bpf()'s attributes.
+fn words(first: u32, second: u32) -> u64 {
+    let mut both = [0; 8];
+    both[..4].copy_from_slice(&first.to_ne_bytes());
+    both[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(both)
+}
+
+fn number(descriptor: &impl AsRawFd) -> u32 {
+    descriptor.as_raw_fd().cast_unsigned()
+}
+
+/// What bpf() has made.
+fn descriptor(command: i32, attributes: &[u64]) -> OwnedFd {
+    // SAFETY: the callers' attributes point to what outlives the call.
+    let made = unsafe { syscall::bpf(command, attributes) };
+    let made = made.unwrap_or_else(|error| panic!("bpf() command {command}: {error}"));
+    // SAFETY: the kernel has just made it for this process.
+    unsafe { OwnedFd::from_raw_fd(made) }
+}
