@@ -90,7 +90,7 @@ impl Neighbour {
     }
 
     fn connect(&mut self, effort: &Effort, report: &mut Report) {
-        let took: Latency = self.client.work(effort.connects);
+        let took: Latency = self.client.work(effort.connects_at_once());
         let call = took.calls.micro(0.5);
         report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, call);
     }
@@ -277,7 +277,7 @@ impl Crowd {
     }
 
     fn measure(&mut self, effort: &Effort, report: &mut Report) {
-        let took: Latency = self.connects.work(effort.connects);
+        let took: Latency = self.connects.work(effort.connects_at_once());
         report.add(OPEN, OPEN_CALL, self.row, took.calls.micro(0.5));
 
         let before = self.cpu();

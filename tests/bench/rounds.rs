@@ -36,8 +36,10 @@ pub(crate) struct Effort {
     pub(crate) requests: Duration,
     /// The same for bytes and connections.
     pub(crate) flood: Duration,
-    /// The same for connections at a constant rate.
-    pub(crate) connects: Duration,
+    /// The same for connections at a constant rate, but in so many pieces, which take turns with
+    /// those of the other ways: what is to be told apart is smaller than what a machine that is
+    /// shared with others differs by from one tenth of a second to the next.
+    pub(crate) connects: (u32, Duration),
     /// That rate, in one second.
     pub(crate) rate: u32,
     /// Each way alone, where that is measured: setting up takes most of its time.
@@ -55,7 +57,7 @@ impl Effort {
         turns: 30,
         requests: Duration::from_millis(30),
         flood: Duration::from_millis(50),
-        connects: Duration::from_millis(80),
+        connects: (4, Duration::from_millis(20)),
         rate: 1000,
         alone: None,
         held: 3000,
@@ -67,16 +69,24 @@ impl Effort {
         turns: 40,
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
-        connects: Duration::from_millis(150),
+        connects: (15, Duration::from_millis(10)),
         rate: 1000,
         alone: Some(alone::Effort {
-            setups: 20,
-            connects: Duration::from_millis(400),
+            setups: 12,
+            connects: Duration::from_secs(2),
             connections_before: 6000,
         }),
         held: 5000,
         limit: Duration::from_secs(3600),
     };
+}
+
+impl Effort {
+    /// Connections at a constant rate where there are no pieces.
+    pub(crate) fn connects_at_once(&self) -> Duration {
+        let (pieces, piece) = self.connects;
+        piece * pieces
+    }
 }
 
 impl fmt::Display for Effort {
@@ -86,7 +96,7 @@ impl fmt::Display for Effort {
             turns,
             requests,
             flood,
-            connects,
+            connects: (pieces, piece),
             rate,
             alone,
             held,
@@ -96,7 +106,8 @@ impl fmt::Display for Effort {
             f,
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
-             for {flood:?}, {rate} connections a second for {connects:?}. Memory: {rounds} \
+             for {flood:?}, {rate} connections a second for {piece:?}, {pieces} times before the \
+             next step, every way after the other. Memory: {rounds} \
              rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
         )?;
@@ -121,6 +132,14 @@ impl Work {
         match self {
             Self::Requests(_, placement, _) => placement,
             Self::Bulk | Self::Connects | Self::Cycles => Apart,
+        }
+    }
+
+    /// In how many pieces a turn is done.
+    fn pieces(self, effort: &Effort) -> u32 {
+        match self {
+            Self::Requests(..) | Self::Bulk | Self::Cycles => 1,
+            Self::Connects => effort.connects.0,
         }
     }
 }
@@ -184,15 +203,32 @@ pub(crate) fn measure(
             break;
         }
         for series in &mut steps {
-            for one in &mut *series {
-                go_on(interrupt)?;
-                one.turn(effort, report);
-            }
+            turn(series, effort, interrupt, report)?;
             series.rotate_left(1);
         }
     }
     for series in steps.iter().flatten() {
         series.end(report);
+    }
+    Ok(())
+}
+
+/// One turn of each of the ways, in their pieces.
+fn turn(
+    series: &mut [Series<'_>],
+    effort: &Effort,
+    interrupt: &Interrupt,
+    report: &mut Report,
+) -> Result<(), Interrupted> {
+    let pieces = series.iter().map(|one| one.work.pieces(effort)).max();
+    for _ in 0..pieces.unwrap_or(0) {
+        for one in &mut *series {
+            go_on(interrupt)?;
+            one.piece(effort, report);
+        }
+    }
+    for one in series {
+        one.end_turn(report);
     }
     Ok(())
 }
@@ -216,6 +252,9 @@ struct Series<'site> {
     client: Client,
     /// Of all turns: the tail of one would be its slowest call.
     times: Times,
+    /// Of this turn's pieces, where there are some: from when each call was planned, and of the
+    /// call alone.
+    pieces: Option<(Times, Times)>,
 }
 
 impl<'site> Series<'site> {
@@ -233,10 +272,11 @@ impl<'site> Series<'site> {
             work,
             client,
             times: Times::new(),
+            pieces: None,
         }
     }
 
-    fn turn(&mut self, effort: &Effort, report: &mut Report) {
+    fn piece(&mut self, effort: &Effort, report: &mut Report) {
         let (setting, name) = (self.site.kind().name(), self.site.name());
         let mut add = |figure, value| report.add(setting, figure, name, value);
         self.site.place(self.work.placement());
@@ -258,11 +298,22 @@ impl<'site> Series<'site> {
                 add(CYCLES_CPU, each(others(), done.cpu, done.count));
             }
             Work::Connects => {
-                let took: Latency = self.client.work(effort.connects);
-                add(CONNECT_P50, took.times.micro(0.5));
-                add(CONNECT_CALL, took.calls.micro(0.5));
-                self.times.add(&took.times);
+                let took: Latency = self.client.work(effort.connects.1);
+                let none = || (Times::new(), Times::new());
+                let (times, calls) = self.pieces.get_or_insert_with(none);
+                times.add(&took.times);
+                calls.add(&took.calls);
             }
+        }
+    }
+
+    /// What is said of all pieces of a turn together.
+    fn end_turn(&mut self, report: &mut Report) {
+        let (setting, name) = (self.site.kind().name(), self.site.name());
+        if let Some((times, calls)) = self.pieces.take() {
+            report.add(setting, CONNECT_P50, name, times.micro(0.5));
+            report.add(setting, CONNECT_CALL, name, calls.micro(0.5));
+            self.times.add(&times);
         }
     }
 
