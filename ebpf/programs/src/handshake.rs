@@ -116,19 +116,21 @@ fn take(event: TcpEvent, socket: Socket, netns: NetnsCookie, settings: &PodSetti
     if settings.has(flags::INTERFACES) {
         take_forwarded(netns, &key, socket);
     }
-    if ORIGINAL_DST
-        .get(socket)
-        .is_some_and(|kept| kept.port != port)
-    {
+    let kept = ORIGINAL_DST.get_mut(socket);
+    if kept.as_ref().is_some_and(|kept| kept.port != port) {
         // Steered here by sk_lookup: its own local address is the answer.
         return;
     }
     if !settings.is_proxy_port(port) {
         return;
     }
-    if let Some(asked) = flows::take(&mut key)
-        && ORIGINAL_DST.set(socket, &OriginalDst::new(&asked)).is_err()
-    {
+    let Some(asked) = flows::take(&mut key) else {
+        return;
+    };
+    let asked = OriginalDst::new(&asked);
+    if let Some(kept) = kept {
+        *kept = asked;
+    } else if ORIGINAL_DST.set(socket, &asked).is_err() {
         counters::failed(netns, ErrorCode::KeepFailed);
     }
 }

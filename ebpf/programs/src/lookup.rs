@@ -31,7 +31,7 @@ pub enum Outcome {
 /// Decides over a packet.
 #[inline(always)]
 pub fn lookup(arrival: Arrival) -> Outcome {
-    if arrival.protocol() != TCP {
+    if arrival.protocol() != TCP || arrival.stays_at_loopback() {
         return Outcome::Untouched;
     }
     let netns = pods::here();
@@ -40,10 +40,6 @@ pub fn lookup(arrival: Arrival) -> Outcome {
     };
     let mut ends = (arrival.local(), arrival.remote());
     let redirected = is_redirected(netns, settings, &ends.1, &ends.0);
-    if redirected && ends.0.addr.is_loopback() {
-        // On its way there it needs no help.
-        return Outcome::Untouched;
-    }
     kernel::forget(&mut ends);
     let (local, remote) = &ends;
     if settings.has(flags::INTERFACES) && forward::is_look(remote) {

@@ -46,6 +46,16 @@ impl Arrival {
         read!(self.0, ingress_ifindex)
     }
 
+    /// Whether it goes from inside to an address of loopback, which needs no help. What comes
+    /// from outside to such an address, or from inside to another, does not come in through
+    /// loopback's interface.
+    #[inline(always)]
+    pub fn stays_at_loopback(self) -> bool {
+        /// That of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+        const LOOPBACK: u32 = 1;
+        self.ifindex() == LOOPBACK && self.local().addr.is_loopback()
+    }
+
     /// Where it came from.
     #[inline(always)]
     pub fn remote(self) -> Endpoint {
