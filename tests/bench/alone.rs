@@ -79,15 +79,18 @@ pub(crate) fn connects(
     let mut ways: Vec<Way> = compared.collect();
     for round in 1..=effort.setups {
         say(format_args!("  round {round} of {}", effort.setups));
-        for way in &ways {
+        // So that none always comes after the same other one.
+        let mut order: Vec<&Way> = ways.iter().collect();
+        if round % 2 == 0 {
+            order.reverse();
+        }
+        for way in order {
             go_on(interrupt)?;
             if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
                 measure(&site, effort, rate, report);
             }
         }
-        // So that none always comes after the same other one.
         ways.rotate_left(1);
-        ways.reverse();
     }
     Ok(())
 }

@@ -213,7 +213,8 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// One turn of each of the ways, in their pieces.
+/// One turn of each of the ways, in their pieces, of which none always comes after that of the
+/// same other one.
 fn turn(
     series: &mut [Series<'_>],
     effort: &Effort,
@@ -221,8 +222,12 @@ fn turn(
     report: &mut Report,
 ) -> Result<(), Interrupted> {
     let pieces = series.iter().map(|one| one.work.pieces(effort)).max();
-    for _ in 0..pieces.unwrap_or(0) {
-        for one in &mut *series {
+    for piece in 0..pieces.unwrap_or(0) {
+        let mut order: Vec<_> = series.iter_mut().collect();
+        if piece % 2 == 1 {
+            order.reverse();
+        }
+        for one in order {
             go_on(interrupt)?;
             one.piece(effort, report);
         }

@@ -65,9 +65,11 @@ pub struct OriginalDst {
     pub flags: u16,
 }
 
-/// Bit of [`OriginalDst::flags`]: splicing has asked to hear of each segment that the socket
-/// sends, and not yet that it is enough.
+/// Bit of [`OriginalDst::flags`]: splicing hears of each segment that the socket sends, and
+/// nobody else had asked for that.
 pub const ORIGINAL_DST_WATCHED: u16 = 1 << 0;
+/// Bit of [`OriginalDst::flags`]: it has heard of enough of them.
+pub const ORIGINAL_DST_KNOWN: u16 = 1 << 1;
 
 impl OriginalDst {
     /// What is kept with an accepted socket whose client asked for this.

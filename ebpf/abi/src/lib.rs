@@ -31,7 +31,7 @@ pub use decided::Decided;
 pub use dns::{PATIENCE, QUESTION_SLOTS, Questions};
 pub use flow::{
     ASKED_BOUND, ASKED_IN_FLOWS, ASKED_REDIRECTED, Asked, Endpoint, FlowKey, FlowSlot,
-    ORIGINAL_DST_WATCHED, OriginalDst,
+    ORIGINAL_DST_KNOWN, ORIGINAL_DST_WATCHED, OriginalDst,
 };
 pub use listeners::{Event, LISTENER_SLOTS, ListenerKey, ListenerKind};
 pub use lists::{

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
-    BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_WRITE_HDR_OPT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use shunt_abi::{Endpoint, ErrorCode, FlowKey, NetnsCookie, OriginalDst, PodSettings, flags};
 
@@ -48,6 +48,7 @@ pub fn event(event: TcpEvent) {
         }
         BPF_SOCK_OPS_RTT_CB => splice_ends::acknowledged(event, socket),
         BPF_SOCK_OPS_HDR_OPT_LEN_CB => splice_ends::sends(event, socket),
+        BPF_SOCK_OPS_WRITE_HDR_OPT_CB => splice_ends::has_options(event, socket),
         BPF_SOCK_OPS_TCP_LISTEN_CB => {
             bind::listens(event, socket);
             listeners::opened(event, socket);

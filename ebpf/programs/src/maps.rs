@@ -115,8 +115,8 @@ pub static QUESTIONS: SocketStorage<Questions, NO_PREALLOC> = SocketStorage::new
 
 /// The original destination of an accepted socket of the proxy. A listener has
 /// an entry with no address and its own port, which each socket accepted from
-/// it inherits; `sock_ops` puts the published destination in its place. Read by
-/// `getsockopt`.
+/// it inherits; `sock_ops` puts the published destination in its place, and notes there what
+/// it has asked the kernel to tell of the socket. Read by `getsockopt`.
 #[btf_map]
 pub static ORIGINAL_DST: SocketStorage<OriginalDst, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 

@@ -6,7 +6,7 @@
 //! when a connection comes to be, while nobody knows how it will be read, but
 //! later, by the agent's iterator over open files, which looks at the file: only
 //! non-blocking ones are spliced. Until then everything goes by TCP, and for a
-//! connection of one request nothing is ever done.
+//! connection of one small request and its answer nothing is ever done.
 
 use core::ffi::c_void;
 
@@ -14,13 +14,15 @@ use aya_ebpf::{
     Global,
     bindings::{
         BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
+        BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1,
+        BPF_TCP_LAST_ACK,
     },
     helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
 use shunt_abi::{
     END_PASSIVE, END_PROXY, End, EndKey, Fallback, LEAVING_FOR_A_WHILE, LEAVING_FOR_GOOD,
-    NetnsCookie, ORIGINAL_DST_WATCHED, PodSettings, Sender, SpliceMode, SpliceOffsets,
+    NetnsCookie, ORIGINAL_DST_KNOWN, ORIGINAL_DST_WATCHED, PodSettings, Sender, SpliceMode,
+    SpliceOffsets,
 };
 use shunt_decide::{least_mode, most_offered, offers_too_much};
 
@@ -155,7 +157,7 @@ pub fn established(
         } else {
             // It may never send anything, and so hear of no acknowledgement; but it
             // acknowledges.
-            kept.flags |= ORIGINAL_DST_WATCHED;
+            kept.flags = ORIGINAL_DST_WATCHED;
             event.watch(SENDS);
         }
     } else if applications_too {
@@ -164,20 +166,44 @@ pub fn established(
 }
 
 /// A socket is about to send a segment: perhaps one that a proxy has accepted, which is
-/// remembered when there was more than a request and its answer.
+/// remembered when there was more than a request and its answer. One that is closed sends a
+/// reset, and nobody would forget it any more.
 #[inline(always)]
 pub fn sends(event: TcpEvent, socket: Socket) {
     let Some(kept) = ORIGINAL_DST.get_mut(socket) else {
         return;
     };
-    let few = event.data_segments() < FEW && event.data_segments_received() < FEW;
-    if few || kept.flags & ORIGINAL_DST_WATCHED == 0 {
+    if kept.flags == 0 || !event.is_segment() || event.state() != BPF_TCP_ESTABLISHED {
         return;
     }
-    kept.flags &= !ORIGINAL_DST_WATCHED;
-    event.unwatch(SENDS);
+    if kept.flags & ORIGINAL_DST_KNOWN != 0 {
+        // Nobody has put an option into the segment before this one.
+        kept.flags = 0;
+        event.unwatch(SENDS);
+    } else if event.data_segments() >= FEW || event.data_segments_received() >= FEW {
+        kept.flags |= ORIGINAL_DST_KNOWN;
+        remember_if_spliced(event, socket);
+    }
+}
+
+/// A segment that a socket sends has an option of another program, which has asked for that
+/// after this one: it goes on to be asked.
+#[inline(always)]
+pub fn has_options(event: TcpEvent, socket: Socket) {
+    let Some(kept) = ORIGINAL_DST.get_mut(socket) else {
+        return;
+    };
+    let flags = kept.flags;
+    kept.flags = 0;
+    if flags == ORIGINAL_DST_WATCHED && event.state() == BPF_TCP_ESTABLISHED {
+        remember_if_spliced(event, socket);
+    }
+}
+
+/// Remembers a socket that a proxy has accepted, unless the settings are others by now.
+#[inline(always)]
+fn remember_if_spliced(event: TcpEvent, socket: Socket) {
     let netns = event.netns();
-    // The settings may be others by now.
     let mode = pods::settings(netns).map_or(SpliceMode::Off as u32, mode_of);
     if may_be_in(mode, event) {
         remember_proxys(event, socket, netns);
@@ -216,20 +242,29 @@ fn remember<'a>(
 /// answer are over before splicing would be of use.
 #[inline(always)]
 fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender> {
-    if event.data_segments() < FEW || ORIGINAL_DST.get(socket).is_some() {
+    if event.data_segments() < FEW {
         return None;
     }
     let netns = event.netns();
-    // Where it may not, others may have asked to hear of it, from outside the mesh too.
-    let flags = may_be_spliced(socket, netns)?;
-    remember(event, socket, netns, flags)
+    // Of a socket outside the mesh others have asked to hear.
+    let settings = pods::settings(netns)?;
+    let kept = ORIGINAL_DST.get(socket);
+    if kept.is_some_and(|kept| kept.flags != 0) {
+        return None;
+    }
+    match may_be_spliced(socket, settings) {
+        Some(flags) if kept.is_none() => remember(event, socket, netns, flags),
+        _ => {
+            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
+            None
+        }
+    }
 }
 
 /// The flags of one that has connected, if it may still be spliced: the settings may be
 /// others by now. (One that a former agent has known does not find its other end.)
 #[inline(always)]
-fn may_be_spliced(socket: Socket, netns: NetnsCookie) -> Option<u32> {
-    let settings = pods::settings(netns)?;
+fn may_be_spliced(socket: Socket, settings: &PodSettings) -> Option<u32> {
     let proxy = is_proxys(socket, settings);
     (mode_of(settings) >= least_mode(proxy) as u32).then_some(if proxy { END_PROXY } else { 0 })
 }

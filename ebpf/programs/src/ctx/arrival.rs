@@ -39,8 +39,8 @@ impl Arrival {
         Endpoint::new(addr, read!(self.0, local_port) as u16)
     }
 
-    /// The index of the interface that it came in through (Linux 5.17). For a
-    /// packet from inside it is not that of loopback.
+    /// The index of the interface that it came in through (Linux 5.17). For a packet from
+    /// inside to the pod's own address it is not that of loopback.
     #[inline(always)]
     pub fn ifindex(self) -> u32 {
         read!(self.0, ingress_ifindex)

@@ -43,6 +43,21 @@ impl TcpEvent {
         read!(self.0, __bindgen_anon_1.args[1])
     }
 
+    /// The state that it is in.
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        read!(self.0, state)
+    }
+
+    /// Whether this callback for options of a header is about a segment, and not about how
+    /// large the next ones may be.
+    #[inline(always)]
+    pub fn is_segment(self) -> bool {
+        /// `BPF_WRITE_HDR_TCP_CURRENT_MSS`
+        const CURRENT_MSS: u32 = 1;
+        read!(self.0, __bindgen_anon_1.args[0]) & CURRENT_MSS == 0
+    }
+
     /// The network namespace of the socket (Linux 5.14).
     #[inline(always)]
     pub fn netns(self) -> NetnsCookie {
@@ -50,9 +65,14 @@ impl TcpEvent {
         unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
-    /// The socket; `None` for one that is not a full socket.
+    /// The socket; `None` for one that is not a full socket. Asked for before: where the
+    /// compiler loads the pointer into the register of the context, some kernels leave the
+    /// context there for such a socket (CVE-2026-53078).
     #[inline(always)]
     pub fn socket(self) -> Option<Socket> {
+        if read!(self.0, is_fullsock) == 0 {
+            return None;
+        }
         let sk: *mut bpf_sock = read!(self.0, __bindgen_anon_2.sk);
         (!sk.is_null()).then(|| Socket(sk.cast()))
     }
