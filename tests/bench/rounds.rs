@@ -198,12 +198,12 @@ pub(crate) fn measure(
         })
         .collect();
     let start = Instant::now();
-    for _ in 0..effort.turns {
+    for number in 0..effort.turns {
         if start.elapsed() > effort.limit {
             break;
         }
         for series in &mut steps {
-            turn(series, effort, interrupt, report)?;
+            turn(number, series, effort, interrupt, report)?;
             series.rotate_left(1);
         }
     }
@@ -216,13 +216,15 @@ pub(crate) fn measure(
 /// One turn of each of the ways, in their pieces, of which none always comes after that of the
 /// same other one.
 fn turn(
+    number: usize,
     series: &mut [Series<'_>],
     effort: &Effort,
     interrupt: &Interrupt,
     report: &mut Report,
 ) -> Result<(), Interrupted> {
     let pieces = series.iter().map(|one| one.work.pieces(effort)).max();
-    for piece in 0..pieces.unwrap_or(0) {
+    let first = u32::from(number % 2 == 1);
+    for piece in first..first + pieces.unwrap_or(0) {
         let mut order: Vec<_> = series.iter_mut().collect();
         if piece % 2 == 1 {
             order.reverse();

@@ -1,5 +1,5 @@
 //! Which sockets are spliced: those whose other end is on this node, too, and
-//! that have sent something more than once.
+//! that have sent something more than once, or been sent it.
 //!
 //! A socket in a socket map reads by other code of the kernel's than the rest,
 //! which a program that reads in blocking mode can tell. So nothing is put there
@@ -15,7 +15,7 @@ use aya_ebpf::{
     bindings::{
         BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1,
-        BPF_TCP_LAST_ACK,
+        BPF_TCP_LAST_ACK, BPF_TCP_SYN_RECV,
     },
     helpers::generated::{bpf_map_delete_elem, bpf_map_update_elem},
 };
@@ -166,21 +166,25 @@ pub fn established(
 }
 
 /// A socket is about to send a segment: perhaps one that a proxy has accepted, which is
-/// remembered when there was more than a request and its answer. One that is closed sends a
-/// reset, and nobody would forget it any more.
+/// remembered when there was more than a request and its answer.
 #[inline(always)]
 pub fn sends(event: TcpEvent, socket: Socket) {
     let Some(kept) = ORIGINAL_DST.get_mut(socket) else {
         return;
     };
-    if kept.flags == 0 || !event.is_segment() || event.state() != BPF_TCP_ESTABLISHED {
+    let state = event.state();
+    // Before it is established there may be an answer already (TCP Fast Open).
+    if kept.flags == 0 || !event.is_segment() || state == BPF_TCP_SYN_RECV {
         return;
     }
     if kept.flags & ORIGINAL_DST_KNOWN != 0 {
         // Nobody has put an option into the segment before this one.
         kept.flags = 0;
         event.unwatch(SENDS);
-    } else if event.data_segments() >= FEW || event.data_segments_received() >= FEW {
+    } else if state != BPF_TCP_ESTABLISHED
+        || event.data_segments() >= FEW
+        || event.data_segments_received() >= FEW
+    {
         kept.flags |= ORIGINAL_DST_KNOWN;
         remember_if_spliced(event, socket);
     }
@@ -194,18 +198,23 @@ pub fn has_options(event: TcpEvent, socket: Socket) {
         return;
     };
     let flags = kept.flags;
+    if flags == 0 || event.state() == BPF_TCP_SYN_RECV {
+        return;
+    }
     kept.flags = 0;
-    if flags == ORIGINAL_DST_WATCHED && event.state() == BPF_TCP_ESTABLISHED {
+    if flags == ORIGINAL_DST_WATCHED {
         remember_if_spliced(event, socket);
     }
 }
 
-/// Remembers a socket that a proxy has accepted, unless the settings are others by now.
+/// Remembers a socket that a proxy has accepted, unless the settings are others by now, or it is
+/// half closed: no map takes it then. One that sends a reset is closed already, and nobody would
+/// forget it any more.
 #[inline(always)]
 fn remember_if_spliced(event: TcpEvent, socket: Socket) {
     let netns = event.netns();
     let mode = pods::settings(netns).map_or(SpliceMode::Off as u32, mode_of);
-    if may_be_in(mode, event) {
+    if event.state() == BPF_TCP_ESTABLISHED && may_be_in(mode, event) {
         remember_proxys(event, socket, netns);
     }
 }
@@ -242,23 +251,13 @@ fn remember<'a>(
 /// answer are over before splicing would be of use.
 #[inline(always)]
 fn remember_active<'a>(event: TcpEvent, socket: Socket) -> Option<&'a mut Sender> {
-    if event.data_segments() < FEW {
+    if event.data_segments() < FEW || ORIGINAL_DST.get(socket).is_some() {
         return None;
     }
     let netns = event.netns();
-    // Of a socket outside the mesh others have asked to hear.
-    let settings = pods::settings(netns)?;
-    let kept = ORIGINAL_DST.get(socket);
-    if kept.is_some_and(|kept| kept.flags != 0) {
-        return None;
-    }
-    match may_be_spliced(socket, settings) {
-        Some(flags) if kept.is_none() => remember(event, socket, netns, flags),
-        _ => {
-            event.unwatch(BPF_SOCK_OPS_RTT_CB_FLAG);
-            None
-        }
-    }
+    // Of one that may not, as a rule others have asked to hear: in the mesh and outside.
+    let flags = may_be_spliced(socket, pods::settings(netns)?)?;
+    remember(event, socket, netns, flags)
 }
 
 /// The flags of one that has connected, if it may still be spliced: the settings may be

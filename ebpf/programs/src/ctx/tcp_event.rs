@@ -53,9 +53,9 @@ impl TcpEvent {
     /// large the next ones may be.
     #[inline(always)]
     pub fn is_segment(self) -> bool {
-        /// `BPF_WRITE_HDR_TCP_CURRENT_MSS`
-        const CURRENT_MSS: u32 = 1;
-        read!(self.0, __bindgen_anon_1.args[0]) & CURRENT_MSS == 0
+        // A segment has a flag, ACK at least. What the kernel says itself (`args[0]`) is where
+        // programs that ran before this one have put their reply.
+        read!(self.0, skb_tcp_flags) != 0
     }
 
     /// The network namespace of the socket (Linux 5.14).
