@@ -15,6 +15,7 @@ use crate::{
     memory::sockets,
     report::Report,
     role::Cores,
+    rounds::to_and_fro,
     say,
     world::{Kind, Site, Way},
 };
@@ -79,12 +80,7 @@ pub(crate) fn connects(
     let mut ways: Vec<Way> = compared.collect();
     for round in 1..=effort.setups {
         say(format_args!("  round {round} of {}", effort.setups));
-        // So that none always comes after the same other one.
-        let mut order: Vec<&Way> = ways.iter().collect();
-        if round % 2 == 0 {
-            order.reverse();
-        }
-        for way in order {
+        for way in to_and_fro(round, ways.iter()) {
             go_on(interrupt)?;
             if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
                 measure(&site, effort, rate, report);

@@ -79,9 +79,7 @@ impl Effort {
         held: 5000,
         limit: Duration::from_secs(3600),
     };
-}
 
-impl Effort {
     /// Connections at a constant rate where there are no pieces.
     pub(crate) fn connects_at_once(&self) -> Duration {
         let (pieces, piece) = self.connects;
@@ -136,10 +134,10 @@ impl Work {
     }
 
     /// In how many pieces a turn is done.
-    fn pieces(self, effort: &Effort) -> u32 {
+    fn pieces(self, effort: &Effort) -> usize {
         match self {
             Self::Requests(..) | Self::Bulk | Self::Cycles => 1,
-            Self::Connects => effort.connects.0,
+            Self::Connects => effort.connects.0 as usize,
         }
     }
 }
@@ -213,8 +211,17 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// One turn of each of the ways, in their pieces, of which none always comes after that of the
+/// In this order, and in every other round the other way round: so none always comes after the
 /// same other one.
+pub(crate) fn to_and_fro<T>(round: usize, items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut order: Vec<T> = items.collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// One turn of each of the ways, in their pieces.
 fn turn(
     number: usize,
     series: &mut [Series<'_>],
@@ -223,13 +230,8 @@ fn turn(
     report: &mut Report,
 ) -> Result<(), Interrupted> {
     let pieces = series.iter().map(|one| one.work.pieces(effort)).max();
-    let first = u32::from(number % 2 == 1);
-    for piece in first..first + pieces.unwrap_or(0) {
-        let mut order: Vec<_> = series.iter_mut().collect();
-        if piece % 2 == 1 {
-            order.reverse();
-        }
-        for one in order {
+    for piece in (number..).take(pieces.unwrap_or(0)) {
+        for one in to_and_fro(piece, series.iter_mut()) {
             go_on(interrupt)?;
             one.piece(effort, report);
         }
@@ -360,4 +362,15 @@ fn memory(site: &Site, count: usize) -> [f64; 2] {
         after.queued_since(&before) as f64,
     ]
     .map(|more| more / 1024.0 / count as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_other_round_goes_the_other_way_round() {
+        let orders = [0, 1, 2].map(|round| to_and_fro(round, [1, 2, 3].into_iter()));
+        assert_eq!(orders, [[1, 2, 3], [3, 2, 1], [1, 2, 3]]);
+    }
 }

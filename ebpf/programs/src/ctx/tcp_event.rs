@@ -114,7 +114,7 @@ impl TcpEvent {
     }
 
     /// Whether somebody has asked for callbacks of all these kinds: these programs, or others
-    /// of `sock_ops`, with which they share what a socket's asked for.
+    /// of `sock_ops`, which share one word of a socket's for it.
     #[inline(always)]
     pub fn is_watched(self, flags: u32) -> bool {
         read!(self.0, bpf_sock_ops_cb_flags) & flags == flags
