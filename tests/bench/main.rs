@@ -15,7 +15,8 @@ mod figures;
 mod load;
 mod machine;
 mod memory;
-mod others;
+mod neighbours;
+mod open;
 mod proxy;
 mod report;
 mod role;
@@ -199,10 +200,10 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     let parts = [Part::Outside, Part::Enrolling].map(|part| arguments.wants(part));
     if parts.contains(&true) {
         let [outside, enrolling] = parts;
-        others::neighbours(outside, enrolling, effort, interrupt, &mut report)?;
+        neighbours::measure(outside, enrolling, effort, interrupt, &mut report)?;
     }
     if arguments.wants(Part::Open) {
-        others::open(effort, interrupt, &mut report)?;
+        open::connections(effort, interrupt, &mut report)?;
     }
     println!("Measured in {} s.\n", start.elapsed().as_secs());
     println!("{}", report.markdown());

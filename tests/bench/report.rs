@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     bars::{self, Verdict},
     machine::Machine,
+    neighbours,
     stats::{Spread, ratios},
     world::Way,
 };
@@ -201,7 +202,7 @@ impl Report {
 }
 
 /// What ratios are taken against.
-const REFERENCES: [&str; 2] = [Way::IPTABLES_NFT, Way::EXPLICIT];
+const REFERENCES: [&str; 3] = [Way::IPTABLES_NFT, Way::EXPLICIT, neighbours::NO_AGENT];
 
 fn title(name: &str) -> String {
     let mut letters = name.chars();

@@ -1,7 +1,7 @@
 //! The measurements that are the same for every way, in interleaved rounds.
 
 use std::{
-    fmt,
+    fmt, mem,
     time::{Duration, Instant},
 };
 
@@ -32,6 +32,9 @@ pub(crate) struct Effort {
     pub(crate) rounds: usize,
     /// How many times everything else is.
     pub(crate) turns: usize,
+    /// In how many parts of these turns it is said which call of a hundred or a thousand is the
+    /// slowest: that of one turn would be its slowest call.
+    pub(crate) tails: usize,
     /// How long requests are made, each time.
     pub(crate) requests: Duration,
     /// The same for bytes and connections.
@@ -55,6 +58,7 @@ impl Effort {
     pub(crate) const QUICK: Self = Self {
         rounds: 5,
         turns: 30,
+        tails: 1,
         requests: Duration::from_millis(30),
         flood: Duration::from_millis(50),
         connects: (4, Duration::from_millis(20)),
@@ -67,9 +71,10 @@ impl Effort {
     pub(crate) const FULL: Self = Self {
         rounds: 5,
         turns: 40,
+        tails: 5,
         requests: Duration::from_millis(40),
         flood: Duration::from_millis(80),
-        connects: (15, Duration::from_millis(10)),
+        connects: (15, Duration::from_millis(20)),
         rate: 1000,
         alone: Some(alone::Effort {
             setups: 12,
@@ -92,6 +97,7 @@ impl fmt::Display for Effort {
         let Self {
             rounds,
             turns,
+            tails,
             requests,
             flood,
             connects: (pieces, piece),
@@ -105,7 +111,7 @@ impl fmt::Display for Effort {
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
              for {flood:?}, {rate} connections a second for {piece:?}, {pieces} times before the \
-             next step, every way after the other. Memory: {rounds} \
+             next step, every way after the other. Of p99 and p99.9 there are {tails}. Memory: {rounds} \
              rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
         )?;
@@ -196,17 +202,21 @@ pub(crate) fn measure(
         })
         .collect();
     let start = Instant::now();
-    for number in 0..effort.turns {
-        if start.elapsed() > effort.limit {
-            break;
-        }
+    let part = effort.turns / effort.tails;
+    let mut done = 0;
+    while done < effort.turns && start.elapsed() <= effort.limit {
         for series in &mut steps {
-            turn(number, series, effort, interrupt, report)?;
+            turn(done, series, effort, interrupt, report)?;
             series.rotate_left(1);
         }
+        done += 1;
+        // Fewer turns than a part has, at the limit, are one only if there is no other.
+        if done.is_multiple_of(part) {
+            end_part(&mut steps, report);
+        }
     }
-    for series in steps.iter().flatten() {
-        series.end(report);
+    if done < part {
+        end_part(&mut steps, report);
     }
     Ok(())
 }
@@ -221,6 +231,42 @@ pub(crate) fn to_and_fro<T>(round: usize, items: impl Iterator<Item = T>) -> Vec
     order
 }
 
+/// A turn of connections at a constant rate: as many pieces of each of `items` as there are to
+/// be, one piece of every other between two of the same.
+pub(crate) fn take_turns<T>(
+    turn: usize,
+    effort: &Effort,
+    items: &mut [T],
+    interrupt: &Interrupt,
+    piece: impl FnMut(&mut T),
+) -> Result<(), Interrupted> {
+    in_pieces(turn, effort.connects.0 as usize, items, interrupt, piece)
+}
+
+/// The same of anything.
+fn in_pieces<T>(
+    turn: usize,
+    pieces: usize,
+    items: &mut [T],
+    interrupt: &Interrupt,
+    mut piece: impl FnMut(&mut T),
+) -> Result<(), Interrupted> {
+    for number in (turn..).take(pieces) {
+        for item in to_and_fro(number, items.iter_mut()) {
+            go_on(interrupt)?;
+            piece(item);
+        }
+    }
+    Ok(())
+}
+
+/// Says what can only be said of many turns.
+fn end_part(steps: &mut [Vec<Series<'_>>], report: &mut Report) {
+    for series in steps.iter_mut().flatten() {
+        series.end_part(report);
+    }
+}
+
 /// One turn of each of the ways, in their pieces.
 fn turn(
     number: usize,
@@ -230,12 +276,10 @@ fn turn(
     report: &mut Report,
 ) -> Result<(), Interrupted> {
     let pieces = series.iter().map(|one| one.work.pieces(effort)).max();
-    for piece in (number..).take(pieces.unwrap_or(0)) {
-        for one in to_and_fro(piece, series.iter_mut()) {
-            go_on(interrupt)?;
-            one.piece(effort, report);
-        }
-    }
+    let pieces = pieces.unwrap_or(0);
+    in_pieces(number, pieces, series, interrupt, |one| {
+        one.piece(effort, report)
+    })?;
     for one in series {
         one.end_turn(report);
     }
@@ -259,7 +303,7 @@ struct Series<'site> {
     site: &'site Site,
     work: Work,
     client: Client,
-    /// Of all turns: the tail of one would be its slowest call.
+    /// Of a part of the turns ([`Effort::tails`]).
     times: Times,
     /// Of this turn's pieces, where there are some: from when each call was planned, and of the
     /// call alone.
@@ -326,8 +370,8 @@ impl<'site> Series<'site> {
         }
     }
 
-    /// What can only be said of all turns.
-    fn end(&self, report: &mut Report) {
+    /// What can only be said of many turns.
+    fn end_part(&mut self, report: &mut Report) {
         let tails: &[(Figure, f64)] = match self.work {
             Work::Requests(_, _, REQUEST_64) => &[(REQUEST_64_P99, 0.99)],
             Work::Requests(_, _, REQUEST_4K) => &[(REQUEST_4K_P99, 0.99)],
@@ -336,9 +380,10 @@ impl<'site> Series<'site> {
             Work::Connects => &[(CONNECT_P99, 0.99), (CONNECT_P999, 0.999)],
             Work::Requests(..) | Work::Bulk | Work::Cycles => &[],
         };
+        let times = mem::replace(&mut self.times, Times::new());
         let (setting, name) = (self.site.kind().name(), self.site.name());
         for &(figure, quantile) in tails {
-            report.add(setting, figure, name, self.times.micro(quantile));
+            report.add(setting, figure, name, times.micro(quantile));
         }
     }
 }

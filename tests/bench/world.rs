@@ -30,11 +30,11 @@ use crate::{
     role::{Cores, Placement, Role, cpu_time, keep_process, on_core},
 };
 
-/// Where the application that is called listens.
 /// How many requests a connection has made of which memory is measured: more than it
 /// takes to be spliced.
 const REQUESTS: usize = 4;
 
+/// Where the application that is called listens.
 const SERVER_PORT: u16 = envoy::APPLICATION_PORT;
 
 /// How a connection comes to the proxy.

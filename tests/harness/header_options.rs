@@ -3,12 +3,16 @@
 //! (It leaves that empty, which the kernel fills with options that say nothing.)
 
 use std::{
-    fs::File,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
 };
 
-use crate::syscall;
+use crate::{
+    assembled::{
+        Hook, MAP_CREATE, MAP_LOOKUP_ELEM, Program, descriptor, instruction, number, words,
+    },
+    syscall,
+};
 
 /// The program, attached until it is dropped.
 #[derive(Debug)]
@@ -18,18 +22,8 @@ pub struct HeaderOptions {
     _link: OwnedFd,
 }
 
-/// Commands of bpf().
-const MAP_CREATE: i32 = 0;
-const MAP_LOOKUP_ELEM: i32 = 1;
-const PROG_LOAD: i32 = 5;
-const LINK_CREATE: i32 = 28;
-
 /// `BPF_MAP_TYPE_ARRAY`
 const ARRAY: u32 = 2;
-/// `BPF_PROG_TYPE_SOCK_OPS`
-const SOCK_OPS: u32 = 13;
-/// `BPF_CGROUP_SOCK_OPS`
-const ATTACH_SOCK_OPS: u32 = 3;
 
 impl HeaderOptions {
     /// Attaches the program to the cgroup at `path`.
@@ -39,17 +33,7 @@ impl HeaderOptions {
     /// When the kernel refuses.
     pub fn attach(path: &Path) -> Self {
         let asked = descriptor(MAP_CREATE, &[words(ARRAY, 4), words(8, 1)]);
-        let instructions = program(&asked);
-        let count = u32::try_from(instructions.len()).expect("it is short");
-        let load = [
-            words(SOCK_OPS, count),
-            instructions.as_ptr() as u64,
-            c"MIT".as_ptr() as u64,
-        ];
-        let program = descriptor(PROG_LOAD, &load);
-        let cgroup = File::open(path).expect("a cgroup can be opened");
-        let target = words(number(&program), number(&cgroup));
-        let link = descriptor(LINK_CREATE, &[target, words(ATTACH_SOCK_OPS, 0)]);
+        let link = Program::load(Hook::SockOps, &program(&asked)).attach(path);
         Self { asked, _link: link }
     }
 
@@ -69,13 +53,6 @@ impl HeaderOptions {
         unsafe { syscall::bpf(MAP_LOOKUP_ELEM, &lookup) }.expect("it has an element");
         value
     }
-}
-
-/// One instruction: its code, the registers it writes and reads, an offset and a number.
-const fn instruction(code: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
-    let [low, high] = offset.to_le_bytes();
-    let [a, b, c, d] = number.to_le_bytes();
-    u64::from_ne_bytes([code, from << 4 | to, low, high, a, b, c, d])
 }
 
 /// What it does: on `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB` and `BPF_SOCK_OPS_TCP_LISTEN_CB` it
@@ -110,25 +87,4 @@ fn program(asked: &OwnedFd) -> [u64; 26] {
         instruction(0xb7, 0, 0, 0, 1),   // the end: r0 = 1
         instruction(0x95, 0, 0, 0, 0),
     ]
-}
-
-/// Two words of bpf()'s attributes.
-fn words(first: u32, second: u32) -> u64 {
-    let mut both = [0; 8];
-    both[..4].copy_from_slice(&first.to_ne_bytes());
-    both[4..].copy_from_slice(&second.to_ne_bytes());
-    u64::from_ne_bytes(both)
-}
-
-fn number(descriptor: &impl AsRawFd) -> u32 {
-    descriptor.as_raw_fd().cast_unsigned()
-}
-
-/// What bpf() has made.
-fn descriptor(command: i32, attributes: &[u64]) -> OwnedFd {
-    // SAFETY: the callers' attributes point to what outlives the call.
-    let made = unsafe { syscall::bpf(command, attributes) };
-    let made = made.unwrap_or_else(|error| panic!("bpf() command {command}: {error}"));
-    // SAFETY: the kernel has just made it for this process.
-    unsafe { OwnedFd::from_raw_fd(made) }
 }

@@ -20,12 +20,14 @@
 
 pub mod actor;
 pub mod agent;
+mod assembled;
 pub mod blocked;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod deadline;
 pub mod dns;
+pub mod empty_programs;
 pub mod end;
 pub mod envoy;
 pub mod header_options;
