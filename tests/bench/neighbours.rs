@@ -1,6 +1,11 @@
 //! What it costs everybody else on the node, and what it takes to enrol one pod more.
 
-use std::{mem, net::Ipv4Addr, time::Instant};
+use std::{
+    mem,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use shunt::settings::Field;
 use shunt_tests::{
@@ -25,8 +30,8 @@ use crate::{
 pub(crate) const OUTSIDE: &str = "outside the mesh";
 /// Its row on a machine without an agent.
 pub(crate) const NO_AGENT: &str = "no agent";
-/// Its row on such a machine while programs that do nothing hang on another node's cgroup. The
-/// kernel's switches for programs (`cgroup_bpf_enabled_key`) are the machine's.
+/// Its row on such a machine while programs that do nothing hang on another cgroup. The kernel's
+/// switches for programs (`cgroup_bpf_enabled_key`) are the machine's.
 const EMPTY_ELSEWHERE: &str = "empty programs elsewhere";
 /// Its row while they hang on its own node's cgroup.
 const EMPTY: &str = "empty programs";
@@ -44,43 +49,29 @@ pub(crate) const POD_1000: &str = "1,000th pod";
 /// Where the process outside the mesh calls.
 const PORT: u16 = 8080;
 
-/// A node with some enrolled pods and one process that is in none of them.
+/// A node with a process that is in no pod.
 struct Neighbour {
     _server: Process,
-    agent: Option<Agent>,
-    /// All but the last are enrolled for good.
-    pods: Vec<Netns>,
     client: Client,
-    calls: Calls,
+    /// Of this turn.
+    calls: Times,
     _outside: Netns,
     node: Node,
 }
 
 impl Neighbour {
-    /// `pods` is `None` where there is no agent at all.
-    fn start(row: &'static str, pods: Option<usize>, cores: Cores, rate: u32) -> Self {
-        say(format_args!("  {row}"));
+    fn start(cores: Cores, rate: u32) -> Self {
         let node = Node::new();
         let outside = node.machine("outside");
         many_connections(&outside);
         let server = on_core(cores.client, || {
             Role::Server(PORT).start(&outside, Owner::APP)
         });
-        let agent = pods.and_then(|_| redirect(Way::Shunt(None), &node, &[]));
-        let number = pods.unwrap_or(0);
-        let pods: Vec<_> = (0..number).map(|_| node.machine("pod")).collect();
-        if let Some(agent) = &agent {
-            for pod in &pods {
-                enrol(agent, pod);
-            }
-        }
         let to = (Ipv4Addr::LOCALHOST, PORT).into();
         Self {
             _server: server,
-            agent,
-            pods,
             client: Client::start(&outside, cores.client, Job::Connects { to, rate }),
-            calls: Calls::of(row),
+            calls: Times::new(),
             _outside: outside,
             node,
         }
@@ -88,12 +79,130 @@ impl Neighbour {
 
     /// A piece of a turn.
     fn piece(&mut self, effort: &Effort) {
-        self.calls.add(&self.client.work(effort.connects.1));
+        let took: Latency = self.client.work(effort.connects.1);
+        self.calls.add(&took.calls);
+    }
+
+    /// Says what all pieces of a turn were, and begins anew.
+    fn end_turn(&mut self, row: &'static str, report: &mut Report) {
+        let calls = mem::replace(&mut self.calls, Times::new());
+        report.add(OUTSIDE, CONNECT_OUTSIDE, row, calls.micro(0.5));
+    }
+}
+
+/// What hangs on the hooks while a node without an agent has its piece of a turn.
+#[derive(Clone, Copy)]
+enum Hanging {
+    Nothing,
+    /// On another cgroup.
+    Elsewhere,
+    /// On the node's own.
+    Here,
+}
+
+/// Nodes without an agent, on a machine without one. What hanging on the hooks costs by itself
+/// is told apart here: programs that do nothing come and go between two pieces, which no agent
+/// can.
+struct Alone {
+    /// As many as there are with an agent later: the processor's caches are as cold.
+    neighbours: [Neighbour; 5],
+    programs: EmptyPrograms,
+    /// Where they hang when it is on another cgroup.
+    elsewhere: Cgroup,
+}
+
+impl Alone {
+    /// What each of the nodes is in a turn; in the next one it is what the one beside it was.
+    /// Two are there for the caches alone.
+    const ROWS: [(Option<&str>, Hanging); 5] = [
+        (Some(NO_AGENT), Hanging::Nothing),
+        (Some(EMPTY_ELSEWHERE), Hanging::Elsewhere),
+        (Some(EMPTY), Hanging::Here),
+        (None, Hanging::Nothing),
+        (None, Hanging::Nothing),
+    ];
+
+    fn start(cores: Cores, rate: u32) -> Self {
+        say(format_args!("  {NO_AGENT}"));
+        Self {
+            neighbours: [(); 5].map(|()| Neighbour::start(cores, rate)),
+            programs: EmptyPrograms::new(),
+            elsewhere: Cgroup::new(),
+        }
+    }
+
+    /// Turns in which nobody else has one.
+    fn measure(
+        &mut self,
+        turns: usize,
+        effort: &Effort,
+        interrupt: &Interrupt,
+        report: &mut Report,
+    ) -> Result<(), Interrupted> {
+        let Self {
+            neighbours,
+            programs,
+            elsewhere,
+        } = self;
+        for turn in 0..turns {
+            let rows = Self::ROWS.iter().cycle().skip(turn);
+            let mut nodes: Vec<_> = neighbours.iter_mut().zip(rows).collect();
+            take_turns(turn, effort, &mut nodes, interrupt, |(node, (_, what))| {
+                let cgroup = match what {
+                    Hanging::Here => node.node.cgroup(),
+                    Hanging::Nothing | Hanging::Elsewhere => &*elsewhere,
+                };
+                // Before every piece: it is the kernel's code that is changed.
+                let attached = programs.attach(cgroup.path());
+                let _hanging = (!matches!(what, Hanging::Nothing)).then_some(attached);
+                node.piece(effort);
+            })?;
+            for (node, (row, _)) in nodes {
+                match row {
+                    Some(row) => node.end_turn(row, report),
+                    None => node.calls = Times::new(),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A node with enrolled pods, or, without an agent, one beside such nodes.
+struct WithPods {
+    row: &'static str,
+    agent: Option<Agent>,
+    /// All but the last are enrolled for good.
+    pods: Vec<Netns>,
+    neighbour: Neighbour,
+}
+
+impl WithPods {
+    /// `pods` is `None` where there is no agent.
+    fn start(row: &'static str, pods: Option<usize>, cores: Cores, rate: u32) -> Self {
+        say(format_args!("  {row}"));
+        let neighbour = Neighbour::start(cores, rate);
+        let node = &neighbour.node;
+        let agent = pods.and_then(|_| redirect(Way::Shunt(None), node, &[]));
+        let number = pods.unwrap_or(0);
+        let pods: Vec<_> = (0..number).map(|_| node.machine("pod")).collect();
+        if let Some(agent) = &agent {
+            for pod in &pods {
+                enrol(agent, pod);
+            }
+        }
+        Self {
+            row,
+            agent,
+            pods,
+            neighbour,
+        }
     }
 
     /// Enrols the last pod, where the time that this takes is measured.
     fn enrol_last(&self, report: &mut Report) {
-        let (Some(row), Some(agent), Some(last)) = (self.last_of(), &self.agent, self.pods.last())
+        let (Some(row), Some(agent), Some(last)) =
+            (self.row_of_last(), &self.agent, self.pods.last())
         else {
             return;
         };
@@ -104,14 +213,14 @@ impl Neighbour {
 
     /// Takes it out again, so that it can come once more.
     fn unenrol_last(&self) {
-        if let (Some(_), Some(agent), Some(last)) = (self.last_of(), &self.agent, self.pods.last())
+        if let (Some(_), Some(agent), Some(last)) =
+            (self.row_of_last(), &self.agent, self.pods.last())
         {
             agent.unenroll(last);
         }
     }
 
-    /// The row of its last pod.
-    fn last_of(&self) -> Option<&'static str> {
+    fn row_of_last(&self) -> Option<&'static str> {
         match self.pods.len() {
             10 => Some(POD_10),
             1000 => Some(POD_1000),
@@ -120,80 +229,9 @@ impl Neighbour {
     }
 }
 
-/// How long the calls of a row took, in the pieces of a turn.
-struct Calls {
-    row: &'static str,
-    times: Times,
-}
-
-impl Calls {
-    /// None yet.
-    fn of(row: &'static str) -> Self {
-        let times = Times::new();
-        Self { row, times }
-    }
-
-    /// Takes in those of a piece.
-    fn add(&mut self, took: &Latency) {
-        self.times.add(&took.calls);
-    }
-
-    /// Says what all of them were, and begins anew.
-    fn end_turn(&mut self, report: &mut Report) {
-        let times = mem::replace(&mut self.times, Times::new());
-        report.add(OUTSIDE, CONNECT_OUTSIDE, self.row, times.micro(0.5));
-    }
-}
-
-/// A node without an agent, on a machine without one. What hanging on the hooks costs by itself
-/// is told apart here: programs that do nothing come and go between two pieces, which no agent
-/// can.
-struct Alone {
-    neighbour: Neighbour,
-    programs: EmptyPrograms,
-    /// Where else they may hang.
-    elsewhere: Cgroup,
-}
-
-impl Alone {
-    fn start(cores: Cores, rate: u32) -> Self {
-        Self {
-            neighbour: Neighbour::start(NO_AGENT, None, cores, rate),
-            programs: EmptyPrograms::new(),
-            elsewhere: Cgroup::new(),
-        }
-    }
-
-    /// Turns in which nobody else has one.
-    fn take_turns(
-        &mut self,
-        turns: usize,
-        effort: &Effort,
-        interrupt: &Interrupt,
-        report: &mut Report,
-    ) -> Result<(), Interrupted> {
-        let Self {
-            neighbour: Neighbour { client, node, .. },
-            programs,
-            elsewhere,
-        } = self;
-        let mut rows = [
-            (Calls::of(NO_AGENT), None),
-            (Calls::of(EMPTY_ELSEWHERE), Some(&*elsewhere)),
-            (Calls::of(EMPTY), Some(node.cgroup())),
-        ];
-        for turn in 0..turns {
-            take_turns(turn, effort, &mut rows, interrupt, |(calls, cgroup)| {
-                let _hanging = cgroup.map(|cgroup| programs.attach(cgroup.path()));
-                calls.add(&client.work(effort.connects.1));
-            })?;
-            for (calls, _) in &mut rows {
-                calls.end_turn(report);
-            }
-        }
-        Ok(())
-    }
-}
+/// After a pod was taken out, and before it is enrolled again: what is still done for the former
+/// would be a part of the latter.
+const REST: Duration = Duration::from_millis(100);
 
 /// With what `--mesh istio` stands for; without a process of the command line.
 fn enrol(agent: &Agent, pod: &Netns) {
@@ -221,7 +259,7 @@ pub(crate) fn measure(
     // Half of its turns are before those of the others, and half after.
     let mut alone = outside.then(|| Alone::start(cores, effort.rate));
     if let Some(alone) = &mut alone {
-        alone.take_turns(effort.turns.div_ceil(2), effort, interrupt, report)?;
+        alone.measure(effort.turns.div_ceil(2), effort, interrupt, report)?;
     }
     let mut nodes = Vec::new();
     for (row, pods, needed) in [
@@ -233,33 +271,33 @@ pub(crate) fn measure(
     ] {
         go_on(interrupt)?;
         if needed {
-            nodes.push(Neighbour::start(row, pods, cores, effort.rate));
+            nodes.push(WithPods::start(row, pods, cores, effort.rate));
         }
     }
     if enrolling {
-        nodes.iter().for_each(Neighbour::unenrol_last);
+        nodes.iter().for_each(WithPods::unenrol_last);
     }
     for turn in 0..effort.turns {
         go_on(interrupt)?;
         if enrolling {
+            thread::sleep(REST);
             nodes.iter().for_each(|node| node.enrol_last(report));
         }
         if outside {
-            take_turns(turn, effort, &mut nodes, interrupt, |node| {
-                node.piece(effort)
-            })?;
-            nodes
-                .iter_mut()
-                .for_each(|node| node.calls.end_turn(report));
+            let piece = |node: &mut WithPods| node.neighbour.piece(effort);
+            take_turns(turn, effort, &mut nodes, interrupt, piece)?;
+            for WithPods { row, neighbour, .. } in &mut nodes {
+                neighbour.end_turn(row, report);
+            }
         }
         if enrolling {
-            nodes.iter().for_each(Neighbour::unenrol_last);
+            nodes.iter().for_each(WithPods::unenrol_last);
         }
         nodes.rotate_left(1);
     }
     drop(nodes);
     if let Some(alone) = &mut alone {
-        alone.take_turns(effort.turns / 2, effort, interrupt, report)?;
+        alone.measure(effort.turns / 2, effort, interrupt, report)?;
     }
     Ok(())
 }

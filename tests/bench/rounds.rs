@@ -232,7 +232,7 @@ pub(crate) fn to_and_fro<T>(round: usize, items: impl Iterator<Item = T>) -> Vec
 }
 
 /// A turn of connections at a constant rate: as many pieces of each of `items` as there are to
-/// be, one piece of every other between two of the same.
+/// be, in rounds that go to and fro.
 pub(crate) fn take_turns<T>(
     turn: usize,
     effort: &Effort,

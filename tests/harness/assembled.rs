@@ -10,8 +10,8 @@ use std::{
 use crate::syscall;
 
 /// Commands of bpf().
-pub(crate) const MAP_CREATE: i32 = 0;
-pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
 const PROG_LOAD: i32 = 5;
 const LINK_CREATE: i32 = 28;
 
@@ -57,21 +57,20 @@ impl Program {
     /// When the kernel refuses.
     pub(crate) fn load(hook: Hook, instructions: &[u64]) -> Self {
         let count = u32::try_from(instructions.len()).expect("it is short");
-        let descriptor = descriptor(
-            PROG_LOAD,
-            &[
-                words(hook.program_type(), count),
-                instructions.as_ptr() as u64,
-                c"MIT".as_ptr() as u64,
-                // No log, no version, no flags, no name.
-                0,
-                0,
-                0,
-                0,
-                0,
-                words(0, hook.attach_type()),
-            ],
-        );
+        let load = [
+            words(hook.program_type(), count),
+            instructions.as_ptr() as u64,
+            c"MIT".as_ptr() as u64,
+            // No log, no version, no flags, no name.
+            0,
+            0,
+            0,
+            0,
+            0,
+            words(0, hook.attach_type()),
+        ];
+        // SAFETY: the instructions and the licence outlive the call, which makes a program.
+        let descriptor = unsafe { made(PROG_LOAD, &load) };
         Self { hook, descriptor }
     }
 
@@ -84,7 +83,48 @@ impl Program {
         let cgroup = File::open(path).expect("a cgroup can be opened");
         let target = words(number(&self.descriptor), number(&cgroup));
         let kind = words(self.hook.attach_type(), 0);
-        descriptor(LINK_CREATE, &[target, kind])
+        // SAFETY: there are no addresses in it, and it makes a link.
+        unsafe { made(LINK_CREATE, &[target, kind]) }
+    }
+}
+
+/// A number that a program counts up: the only element of an array.
+#[derive(Debug)]
+pub(crate) struct Counter(OwnedFd);
+
+impl Counter {
+    /// One that is 0.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub(crate) fn new() -> Self {
+        /// `BPF_MAP_TYPE_ARRAY`
+        const ARRAY: u32 = 2;
+        // SAFETY: there are no addresses in it, and it makes a map.
+        Self(unsafe { made(MAP_CREATE, &[words(ARRAY, 4), words(8, 1)]) })
+    }
+
+    /// As an instruction names it.
+    pub(crate) fn number(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    /// What it is now.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be read.
+    pub(crate) fn read(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        let lookup = [
+            words(number(&self.0), 0),
+            &raw const key as u64,
+            &raw mut value as u64,
+        ];
+        // SAFETY: a key of four bytes and a value of eight, as the map was made.
+        unsafe { syscall::bpf(MAP_LOOKUP_ELEM, &lookup) }.expect("it has an element");
+        value
     }
 }
 
@@ -96,7 +136,7 @@ pub(crate) const fn instruction(code: u8, to: u8, from: u8, offset: i16, number:
 }
 
 /// Two words of bpf()'s attributes.
-pub(crate) fn words(first: u32, second: u32) -> u64 {
+fn words(first: u32, second: u32) -> u64 {
     let mut both = [0; 8];
     both[..4].copy_from_slice(&first.to_ne_bytes());
     both[4..].copy_from_slice(&second.to_ne_bytes());
@@ -104,17 +144,21 @@ pub(crate) fn words(first: u32, second: u32) -> u64 {
 }
 
 /// A descriptor, as a word of bpf()'s attributes.
-pub(crate) fn number(descriptor: &impl AsRawFd) -> u32 {
+fn number(descriptor: &impl AsRawFd) -> u32 {
     descriptor.as_raw_fd().cast_unsigned()
 }
 
-/// What bpf() has made.
+/// What a command of bpf() has made.
 ///
 /// # Panics
 ///
 /// When the kernel refuses.
-pub(crate) fn descriptor(command: i32, attributes: &[u64]) -> OwnedFd {
-    // SAFETY: the callers' attributes point to what outlives the call.
+///
+/// # Safety
+///
+/// The command makes a descriptor; where its attributes have addresses, there is what it reads.
+unsafe fn made(command: i32, attributes: &[u64]) -> OwnedFd {
+    // SAFETY: the caller's attributes.
     let made = unsafe { syscall::bpf(command, attributes) };
     let made = made.unwrap_or_else(|error| panic!("bpf() command {command}: {error}"));
     // SAFETY: the kernel has just made it for this process.

@@ -2,28 +2,17 @@
 //! in the header of every segment that an accepted socket sends, and of every answer to a SYN.
 //! (It leaves that empty, which the kernel fills with options that say nothing.)
 
-use std::{
-    os::fd::{AsRawFd, OwnedFd},
-    path::Path,
-};
+use std::{os::fd::OwnedFd, path::Path};
 
-use crate::{
-    assembled::{
-        Hook, MAP_CREATE, MAP_LOOKUP_ELEM, Program, descriptor, instruction, number, words,
-    },
-    syscall,
-};
+use crate::assembled::{Counter, Hook, Program, instruction};
 
 /// The program, attached until it is dropped.
 #[derive(Debug)]
 pub struct HeaderOptions {
-    /// How often it was asked: the only element of an array.
-    asked: OwnedFd,
+    /// How often it was asked.
+    asked: Counter,
     _link: OwnedFd,
 }
-
-/// `BPF_MAP_TYPE_ARRAY`
-const ARRAY: u32 = 2;
 
 impl HeaderOptions {
     /// Attaches the program to the cgroup at `path`.
@@ -32,7 +21,7 @@ impl HeaderOptions {
     ///
     /// When the kernel refuses.
     pub fn attach(path: &Path) -> Self {
-        let asked = descriptor(MAP_CREATE, &[words(ARRAY, 4), words(8, 1)]);
+        let asked = Counter::new();
         let link = Program::load(Hook::SockOps, &program(&asked)).attach(path);
         Self { asked, _link: link }
     }
@@ -41,24 +30,16 @@ impl HeaderOptions {
     ///
     /// # Panics
     ///
-    /// When its map cannot be read.
+    /// When that cannot be read.
     pub fn asked(&self) -> u64 {
-        let (key, mut value) = (0_u32, 0_u64);
-        let lookup = [
-            words(number(&self.asked), 0),
-            &raw const key as u64,
-            &raw mut value as u64,
-        ];
-        // SAFETY: a key of four bytes and a value of eight, as the map was made.
-        unsafe { syscall::bpf(MAP_LOOKUP_ELEM, &lookup) }.expect("it has an element");
-        value
+        self.asked.read()
     }
 }
 
 /// What it does: on `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB` and `BPF_SOCK_OPS_TCP_LISTEN_CB` it
 /// asks for `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG` beside what is asked for already, and on
 /// `BPF_SOCK_OPS_HDR_OPT_LEN_CB` it counts, and reserves room.
-fn program(asked: &OwnedFd) -> [u64; 26] {
+fn program(asked: &Counter) -> [u64; 26] {
     [
         instruction(0xbf, 6, 1, 0, 0),   // r6 = the context
         instruction(0x61, 2, 6, 0, 0),   // r2 = its op
@@ -74,7 +55,7 @@ fn program(asked: &OwnedFd) -> [u64; 26] {
         instruction(0x62, 10, 0, -4, 0), // a key, on the stack
         instruction(0xbf, 2, 10, 0, 0),  // r2 = where it is
         instruction(0x07, 2, 0, 0, -4),
-        instruction(0x18, 1, 1, 0, asked.as_raw_fd()), // r1 = the map
+        instruction(0x18, 1, 1, 0, asked.number()), // r1 = the map
         instruction(0, 0, 0, 0, 0),
         instruction(0x85, 0, 0, 0, 1),   // bpf_map_lookup_elem
         instruction(0x15, 0, 0, 2, 0),   // without an element to what is reserved
