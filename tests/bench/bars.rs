@@ -5,10 +5,10 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    alone,
+    apart,
     figures::{
-        BULK, CONNECT_CALL, CONNECT_LATER, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE,
-        REQUEST_4K, REQUEST_64, REQUEST_64K, REQUEST_500K,
+        BULK, CONNECT_CALL, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE, REQUEST_4K,
+        REQUEST_64, REQUEST_64K, REQUEST_500K,
     },
     neighbours, open,
     report::{Figure, Report},
@@ -159,50 +159,26 @@ const fn elsewhere(setting: &'static str, bar: Bar) -> Bar {
 /// All of them.
 const ALL: &[Bar] = &[
     elsewhere(
-        alone::ALONE,
+        apart::APART,
         connecting(
-            "added to connect(), splice off, each way alone",
+            "added to connect(), splice off, without other ways",
             CONNECT_CALL,
             Way::SHUNT_OFF,
         ),
     ),
     elsewhere(
-        alone::ALONE,
+        apart::APART,
         connecting(
-            "added to connect(), splice between, each way alone",
+            "added to connect(), splice between, without other ways",
             CONNECT_CALL,
             Way::SHUNT_BETWEEN,
         ),
     ),
     elsewhere(
-        alone::ALONE,
+        apart::APART,
         connecting(
-            "added to connect(), splice proxy, each way alone",
+            "added to connect(), splice proxy, without other ways",
             CONNECT_CALL,
-            Way::SHUNT_PROXY,
-        ),
-    ),
-    elsewhere(
-        alone::ALONE,
-        connecting(
-            "added to connect(), splice off, alone, after many",
-            CONNECT_LATER,
-            Way::SHUNT_OFF,
-        ),
-    ),
-    elsewhere(
-        alone::ALONE,
-        connecting(
-            "added to connect(), splice between, alone, after many",
-            CONNECT_LATER,
-            Way::SHUNT_BETWEEN,
-        ),
-    ),
-    elsewhere(
-        alone::ALONE,
-        connecting(
-            "added to connect(), splice proxy, alone, after many",
-            CONNECT_LATER,
             Way::SHUNT_PROXY,
         ),
     ),
@@ -422,7 +398,7 @@ mod tests {
             (Way::IPTABLES_NFT, 20.0),
             (Way::SHUNT_OFF, 13.0),
         ] {
-            report.add(alone::ALONE, CONNECT_CALL, row, value);
+            report.add(apart::APART, CONNECT_CALL, row, value);
         }
         let measured = find("added to connect(), splice off").measure(&report);
         assert_eq!(measured.map(|spread| spread.mid), Some(0.3));

@@ -26,10 +26,6 @@ pub(crate) const CONNECT_P99: Figure = figure("connect, p99", "µs", 1);
 pub(crate) const CONNECT_P999: Figure = figure("connect, p99.9", "µs", 1);
 /// From when it did begin.
 pub(crate) const CONNECT_CALL: Figure = figure("connect(), p50 of the call", "µs", 2);
-/// The same when many connections were made before ([`Effort::connections_before`]).
-///
-/// [`Effort::connections_before`]: crate::alone::Effort::connections_before
-pub(crate) const CONNECT_LATER: Figure = figure("connect(), p50 of the call, after many", "µs", 2);
 /// Of all sockets of a connection through three hops.
 pub(crate) const MEMORY: Figure = figure("kernel memory per open connection", "KiB", 2);
 pub(crate) const MEMORY_SLAB: Figure = figure("of it in slab caches", "KiB", 2);

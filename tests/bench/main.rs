@@ -7,7 +7,7 @@
 )]
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
-mod alone;
+mod apart;
 mod bars;
 mod chart;
 mod client;
@@ -176,12 +176,9 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     println!("{}", report.machine);
     let cores = Cores::choose();
     let ways = ways(arguments.quick, &mut report);
-    if let Some(alone) = effort.alone
-        && arguments.wants(Part::Connect)
-        && arguments.kinds().contains(&Kind::Minimal)
-    {
-        let effort = (alone, effort.rate);
-        alone::connects(&ways, cores, effort, interrupt, &mut report)?;
+    let through_proxies = arguments.kinds().contains(&Kind::Minimal);
+    if through_proxies && arguments.wants(Part::Connect) && !arguments.quick {
+        apart::connects(&ways, cores, effort, interrupt, &mut report)?;
     }
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());

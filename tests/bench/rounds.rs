@@ -8,7 +8,7 @@ use std::{
 use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
 
 use crate::{
-    Interrupted, Part, alone,
+    Interrupted, Part,
     client::Client,
     figures::{
         APART_64, APART_64K, APART_500K, BULK, CONNECT_CALL, CONNECT_P50, CONNECT_P99,
@@ -45,8 +45,6 @@ pub(crate) struct Effort {
     pub(crate) connects: (u32, Duration),
     /// That rate, in one second.
     pub(crate) rate: u32,
-    /// Each way alone, where that is measured: setting up takes most of its time.
-    pub(crate) alone: Option<alone::Effort>,
     /// How many connections are held open.
     pub(crate) held: usize,
     /// No turn begins later than this after the first.
@@ -63,7 +61,6 @@ impl Effort {
         flood: Duration::from_millis(50),
         connects: (4, Duration::from_millis(20)),
         rate: 1000,
-        alone: None,
         held: 3000,
         limit: Duration::from_secs(60),
     };
@@ -76,11 +73,6 @@ impl Effort {
         flood: Duration::from_millis(80),
         connects: (15, Duration::from_millis(20)),
         rate: 1000,
-        alone: Some(alone::Effort {
-            setups: 12,
-            connects: Duration::from_secs(2),
-            connections_before: 6000,
-        }),
         held: 5000,
         limit: Duration::from_secs(3600),
     };
@@ -102,7 +94,6 @@ impl fmt::Display for Effort {
             flood,
             connects: (pieces, piece),
             rate,
-            alone,
             held,
             limit,
         } = self;
@@ -111,11 +102,10 @@ impl fmt::Display for Effort {
             "{turns} turns (fewer where they take more than {limit:?}), in each of which every \
              way is measured after the other: requests for {requests:?}, bytes and connections \
              for {flood:?}, {rate} connections a second for {piece:?}, {pieces} times before the \
-             next step, every way after the other. Of p99 and p99.9 there are {tails}. Memory: {rounds} \
-             rounds, with {held} connections held open, through Envoys {}.",
+             next step, every way after the other. Of p99 and p99.9 there are {tails}. Memory: \
+             {rounds} rounds, with {held} connections held open, through Envoys {}.",
             Kind::Envoy.takes_of(*held)
-        )?;
-        alone.map_or(Ok(()), |alone| write!(f, " {alone}"))
+        )
     }
 }
 
