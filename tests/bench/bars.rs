@@ -5,14 +5,13 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    apart,
     figures::{
         BULK, CONNECT_CALL, CYCLES, ENROL, MEMORY, OPEN_CALL, OPEN_CPU, OUTSIDE, REQUEST_4K,
         REQUEST_64, REQUEST_64K, REQUEST_500K,
     },
-    neighbours, open,
+    neighbours, open, phases,
     report::{Figure, Report},
-    stats::{Spread, added, ratios},
+    stats::{Spread, added, added_in_phases, ratios},
     world::{Kind, Way},
 };
 
@@ -37,6 +36,8 @@ enum To {
         to: &'static str,
         base: &'static str,
     },
+    /// The same where the explicit proxy and iptables are in another phase.
+    AddedInPhases,
     /// With nothing: the number itself.
     Nothing,
 }
@@ -108,6 +109,11 @@ impl Bar {
         match self.to {
             To::Row(to) => Spread::of(&ratios(of, rounds(to))),
             To::Added { to, base } => added(of, rounds(to), rounds(base)),
+            To::AddedInPhases => added_in_phases(
+                (of, rounds(phases::BESIDE)),
+                rounds(phases::SWITCHED),
+                (rounds(Way::IPTABLES_NFT), rounds(Way::EXPLICIT)),
+            ),
             To::Nothing => Spread::of(of),
         }
     }
@@ -115,7 +121,7 @@ impl Bar {
     /// How many digits of it say something.
     fn digits(&self) -> usize {
         match self.to {
-            To::Row(_) | To::Added { .. } => 3,
+            To::Row(_) | To::Added { .. } | To::AddedInPhases => 3,
             To::Nothing => self.figure.digits,
         }
     }
@@ -142,13 +148,22 @@ const fn bar(
 
 /// Of a connection of an application: what redirection costs beyond calling the
 /// proxy, against what it costs with iptables.
-const fn connecting(what: &'static str, figure: Figure, of: &'static str) -> Bar {
+const fn connecting(what: &'static str, of: &'static str) -> Bar {
     Bar {
         to: To::Added {
             to: Way::IPTABLES_NFT,
             base: Way::EXPLICIT,
         },
-        ..bar(what, figure, of, "", Limit::AtMost(0.5))
+        ..bar(what, CONNECT_CALL, of, "", Limit::AtMost(0.5))
+    }
+}
+
+/// The same, where nothing of iptables is on the machine.
+const fn in_phases(what: &'static str, of: &'static str) -> Bar {
+    Bar {
+        setting: phases::PHASES,
+        to: To::AddedInPhases,
+        ..connecting(what, of)
     }
 }
 
@@ -158,43 +173,28 @@ const fn elsewhere(setting: &'static str, bar: Bar) -> Bar {
 
 /// All of them.
 const ALL: &[Bar] = &[
-    elsewhere(
-        apart::APART,
-        connecting(
-            "added to connect(), splice off, without other ways",
-            CONNECT_CALL,
-            Way::SHUNT_OFF,
-        ),
+    in_phases(
+        "added to connect(), splice off, rules and agents apart",
+        Way::SHUNT_OFF,
     ),
-    elsewhere(
-        apart::APART,
-        connecting(
-            "added to connect(), splice between, without other ways",
-            CONNECT_CALL,
-            Way::SHUNT_BETWEEN,
-        ),
+    in_phases(
+        "added to connect(), splice between, rules and agents apart",
+        Way::SHUNT_BETWEEN,
     ),
-    elsewhere(
-        apart::APART,
-        connecting(
-            "added to connect(), splice proxy, without other ways",
-            CONNECT_CALL,
-            Way::SHUNT_PROXY,
-        ),
+    in_phases(
+        "added to connect(), splice proxy, rules and agents apart",
+        Way::SHUNT_PROXY,
     ),
     connecting(
         "added to connect(), splice off, beside other ways",
-        CONNECT_CALL,
         Way::SHUNT_OFF,
     ),
     connecting(
         "added to connect(), splice between, beside other ways",
-        CONNECT_CALL,
         Way::SHUNT_BETWEEN,
     ),
     connecting(
         "added to connect(), splice proxy, beside other ways",
-        CONNECT_CALL,
         Way::SHUNT_PROXY,
     ),
     bar(
@@ -398,9 +398,9 @@ mod tests {
             (Way::IPTABLES_NFT, 20.0),
             (Way::SHUNT_OFF, 13.0),
         ] {
-            report.add(apart::APART, CONNECT_CALL, row, value);
+            report.add(MINIMAL, CONNECT_CALL, row, value);
         }
-        let measured = find("added to connect(), splice off").measure(&report);
+        let measured = find("added to connect(), splice off, beside").measure(&report);
         assert_eq!(measured.map(|spread| spread.mid), Some(0.3));
     }
 }

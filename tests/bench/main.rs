@@ -7,7 +7,6 @@
 )]
 #![expect(clippy::print_stdout, reason = "it is there to be watched")]
 
-mod apart;
 mod bars;
 mod chart;
 mod client;
@@ -17,6 +16,7 @@ mod machine;
 mod memory;
 mod neighbours;
 mod open;
+mod phases;
 mod proxy;
 mod report;
 mod role;
@@ -176,9 +176,9 @@ fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<Report, Interrupt
     println!("{}", report.machine);
     let cores = Cores::choose();
     let ways = ways(arguments.quick, &mut report);
-    let through_proxies = arguments.kinds().contains(&Kind::Minimal);
-    if through_proxies && arguments.wants(Part::Connect) && !arguments.quick {
-        apart::connects(&ways, cores, effort, interrupt, &mut report)?;
+    let minimal = arguments.kinds().contains(&Kind::Minimal);
+    if minimal && arguments.wants(Part::Connect) && !arguments.quick {
+        phases::connects(&ways, cores, effort, interrupt, &mut report)?;
     }
     for kind in arguments.kinds() {
         println!("Setting up the ways, {}:", kind.name());

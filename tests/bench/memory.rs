@@ -2,6 +2,8 @@
 
 use std::{fs, thread, time::Duration};
 
+use shunt_tests::deadline::wait_until;
+
 /// Bytes in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
@@ -98,6 +100,18 @@ fn untold() -> u64 {
 /// When the kernel does not tell.
 pub(crate) fn sockets() -> u64 {
     number_after(&read("/proc/net/sockstat"), " alloc ")
+}
+
+/// Waits until no more sockets than `open` are.
+///
+/// # Panics
+///
+/// When that does not come.
+pub(crate) fn wait_for_end(open: u64) {
+    wait_until("the end of all connections", || match sockets() {
+        still if still <= open => Ok(()),
+        still => Err(format!("{still} sockets, {open} before")),
+    });
 }
 
 fn read(path: &str) -> String {

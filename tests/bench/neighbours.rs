@@ -104,7 +104,7 @@ enum Hanging {
 /// is told apart here: programs that do nothing come and go between two pieces, which no agent
 /// can.
 struct Alone {
-    /// As many as there are with an agent later: the processor's caches are as cold.
+    /// As many as there are beside agents in a full run: the processor's caches are as cold.
     neighbours: [Neighbour; 5],
     programs: EmptyPrograms,
     /// Where they hang when it is on another cgroup.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shunt_tests::{deadline::wait_until, interrupt::Interrupt};
+use shunt_tests::interrupt::Interrupt;
 
 use crate::{
     Interrupted, Part,
@@ -18,7 +18,7 @@ use crate::{
     },
     go_on,
     load::{Done, Job, Latency},
-    memory::{Held, sockets},
+    memory::{Held, sockets, wait_for_end},
     report::{Figure, Report},
     role::Placement::{self, Apart, Together},
     times::{Times, micro},
@@ -386,10 +386,7 @@ fn memory(site: &Site, count: usize) -> [f64; 2] {
     let held = site.hold(count);
     let after = Held::settled();
     drop(held);
-    wait_until("the end of all connections", || match sockets() {
-        open if open <= sockets_before => Ok(()),
-        open => Err(format!("{open} sockets, {sockets_before} before")),
-    });
+    wait_for_end(sockets_before);
     // What is still tracked of them would end while another way is measured.
     site.forget_tracked();
     [

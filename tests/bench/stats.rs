@@ -68,6 +68,22 @@ pub(crate) fn added(of: &[f64], to: &[f64], base: &[f64]) -> Option<Spread> {
     })
 }
 
+/// The same of something that was measured in another phase than `to` and `base`, beside `beside`,
+/// which is `base` there; `switched` is what `base` takes with the switches of that phase.
+pub(crate) fn added_in_phases(
+    (of, beside): (&[f64], &[f64]),
+    switched: &[f64],
+    (to, base): (&[f64], &[f64]),
+) -> Option<Spread> {
+    let differences = of.iter().zip(beside).map(|(of, beside)| of - beside);
+    let whole: Vec<f64> = switched
+        .iter()
+        .zip(differences)
+        .map(|(switched, more)| switched + more)
+        .collect();
+    added(&whole, to, base)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +132,16 @@ mod tests {
         assert_eq!(half, Some(expected));
         assert_eq!(added(&[15.0], &[10.0], &[10.0]), None);
         assert_eq!(added(&[], &[10.0], &[10.0]), None);
+    }
+
+    #[test]
+    fn what_another_phase_adds_has_its_switches_in_it() {
+        // The machine was slower by 5 then, and the switches take 1.
+        let added = added_in_phases((&[18.0], &[15.0]), &[11.0], (&[18.0], &[10.0]));
+        assert_eq!(added.map(|spread| spread.mid), Some(0.5));
+        assert_eq!(
+            added_in_phases((&[], &[]), &[11.0], (&[18.0], &[10.0])),
+            None
+        );
     }
 }
