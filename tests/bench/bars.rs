@@ -403,4 +403,20 @@ mod tests {
         let measured = find("added to connect(), splice off, beside").measure(&report);
         assert_eq!(measured.map(|spread| spread.mid), Some(0.3));
     }
+
+    #[test]
+    fn in_phases_each_difference_is_that_of_its_phase() {
+        let mut report = Report::new(Machine::example(), String::new());
+        for (row, value) in [
+            (Way::EXPLICIT, 10.0),
+            (Way::IPTABLES_NFT, 20.0),
+            (phases::SWITCHED, 11.0),
+            (phases::BESIDE, 13.0),
+            (Way::SHUNT_OFF, 16.0),
+        ] {
+            report.add(phases::PHASES, CONNECT_CALL, row, value);
+        }
+        let measured = find("added to connect(), splice off, rules").measure(&report);
+        assert_eq!(measured.map(|spread| spread.mid), Some(0.4));
+    }
 }

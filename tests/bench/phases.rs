@@ -5,8 +5,8 @@
 //! seconds after the one before, the machine would change by more than what is to be told apart.
 //! So there are phases, and turns in each: in one rules without agents, in the other agents
 //! without rules. A call of the explicit proxy is in both. In the former it is also measured with
-//! programs that do nothing on another cgroup, which turn the switches of the hooks that a
-//! connect() passes: that is in what an agent adds, but not in the difference to the explicit
+//! programs that do nothing on another cgroup, which turn the switches of connect4 and `sock_ops`
+//! (that of `sk_lookup`, which an agent turns as well, is not counted): that is in what an agent adds, but not in the difference to the explicit
 //! proxy beside it ([`added_in_phases`](crate::stats::added_in_phases)).
 
 use std::{iter, time::Duration};

@@ -284,7 +284,7 @@ pub(crate) fn each(others: Duration, client: u64, count: u64) -> f64 {
 
 /// In one second.
 #[expect(clippy::cast_precision_loss, reason = "no count here has 53 bits")]
-pub(crate) fn rate(done: Done) -> f64 {
+fn rate(done: Done) -> f64 {
     done.count as f64 / (micro(done.took) / 1e6)
 }
 

@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_another_phase_adds_has_its_switches_in_it() {
-        // The machine was slower by 5 then, and the switches take 1.
+        // The machine was slower by 4 then, and the switches take 1.
         let added = added_in_phases((&[18.0], &[15.0]), &[11.0], (&[18.0], &[10.0]));
         assert_eq!(added.map(|spread| spread.mid), Some(0.5));
         assert_eq!(
