@@ -90,42 +90,42 @@ impl Neighbour {
     }
 }
 
-/// What hangs on the hooks while a node without an agent has its piece of a turn.
+/// Where programs that do nothing hang while a node without an agent has its piece of a turn.
 #[derive(Clone, Copy)]
-enum Hanging {
-    Nothing,
+enum Place {
+    Nowhere,
     /// On another cgroup.
     Elsewhere,
     /// On the node's own.
     Here,
 }
 
+/// What each node without an agent is in a turn; in the next one it is what the one beside it was.
+/// Two are there for the processor's caches alone, which are as cold as later: in a full run as
+/// many nodes are beside agents.
+const ROWS: [(Option<&str>, Place); 5] = [
+    (Some(NO_AGENT), Place::Nowhere),
+    (Some(EMPTY_ELSEWHERE), Place::Elsewhere),
+    (Some(EMPTY), Place::Here),
+    (None, Place::Nowhere),
+    (None, Place::Nowhere),
+];
+
 /// Nodes without an agent, on a machine without one. What hanging on the hooks costs by itself
 /// is told apart here: programs that do nothing come and go between two pieces, which no agent
 /// can.
 struct Alone {
-    /// As many as there are beside agents in a full run: the processor's caches are as cold.
-    neighbours: [Neighbour; 5],
+    neighbours: [Neighbour; ROWS.len()],
     programs: EmptyPrograms,
     /// Where they hang when it is on another cgroup.
     elsewhere: Cgroup,
 }
 
 impl Alone {
-    /// What each of the nodes is in a turn; in the next one it is what the one beside it was.
-    /// Two are there for the caches alone.
-    const ROWS: [(Option<&str>, Hanging); 5] = [
-        (Some(NO_AGENT), Hanging::Nothing),
-        (Some(EMPTY_ELSEWHERE), Hanging::Elsewhere),
-        (Some(EMPTY), Hanging::Here),
-        (None, Hanging::Nothing),
-        (None, Hanging::Nothing),
-    ];
-
     fn start(cores: Cores, rate: u32) -> Self {
         say(format_args!("  {NO_AGENT}"));
         Self {
-            neighbours: [(); 5].map(|()| Neighbour::start(cores, rate)),
+            neighbours: ROWS.map(|_| Neighbour::start(cores, rate)),
             programs: EmptyPrograms::new(),
             elsewhere: Cgroup::new(),
         }
@@ -145,16 +145,15 @@ impl Alone {
             elsewhere,
         } = self;
         for turn in 0..turns {
-            let rows = Self::ROWS.iter().cycle().skip(turn);
+            let rows = ROWS.iter().cycle().skip(turn);
             let mut nodes: Vec<_> = neighbours.iter_mut().zip(rows).collect();
-            take_turns(turn, effort, &mut nodes, interrupt, |(node, (_, what))| {
-                let cgroup = match what {
-                    Hanging::Here => node.node.cgroup(),
-                    Hanging::Nothing | Hanging::Elsewhere => &*elsewhere,
+            take_turns(turn, effort, &mut nodes, interrupt, |(node, (_, place))| {
+                let (cgroup, stay) = match place {
+                    Place::Nowhere => (&*elsewhere, false),
+                    Place::Elsewhere => (&*elsewhere, true),
+                    Place::Here => (node.node.cgroup(), true),
                 };
-                // Before every piece: it is the kernel's code that is changed.
-                let attached = programs.attach(cgroup.path());
-                let _hanging = (!matches!(what, Hanging::Nothing)).then_some(attached);
+                let _hanging = programs.attach(cgroup.path(), stay);
                 node.piece(effort);
             })?;
             for (node, (row, _)) in nodes {

@@ -6,16 +6,13 @@
 //! So there are phases, and turns in each: in one rules without agents, in the other agents
 //! without rules. A call of the explicit proxy is in both. In the former it is also measured with
 //! programs that do nothing on another cgroup, which turn the switches of connect4 and `sock_ops`
-//! (that of `sk_lookup`, which an agent turns as well, is not counted): that is in what an agent adds, but not in the difference to the explicit
-//! proxy beside it ([`added_in_phases`](crate::stats::added_in_phases)).
+//! (that of `sk_lookup`, which an agent turns as well, is not counted): that is in what an agent
+//! adds, but not in the difference to the explicit proxy beside it
+//! ([`added_in_phases`](crate::stats::added_in_phases)).
 
-use std::{iter, time::Duration};
+use std::time::Duration;
 
-use shunt_tests::{
-    Cgroup,
-    empty_programs::{EmptyPrograms, Hanging},
-    interrupt::Interrupt,
-};
+use shunt_tests::{Cgroup, empty_programs::EmptyPrograms, interrupt::Interrupt};
 
 use crate::{
     Interrupted,
@@ -57,24 +54,13 @@ pub(crate) fn connects(
 ) -> Result<(), Interrupted> {
     say(format_args!("connect(), rules and agents apart:"));
     let agents: Vec<Way> = ways.iter().copied().filter(|way| is_agents(*way)).collect();
-    let turns = effort.turns / ROUNDS;
+    let rules = [Way::Iptables("iptables-nft-restore")];
+    let phases = [(Phase::Rules, &rules[..]), (Phase::Agents, &agents)];
     for round in 0..ROUNDS {
-        for is_of_agents in to_and_fro(round, [false, true].into_iter()) {
-            say(format_args!(
-                "  round {} of {ROUNDS}, {}",
-                round + 1,
-                if is_of_agents { "agents" } else { "rules" }
-            ));
-            if is_of_agents {
-                let ways = [&[Way::Explicit, Way::Explicit], &agents[..]].concat();
-                Phase::start(&ways, cores, effort, interrupt)?
-                    .beside_agents(turns, effort, interrupt, report)?;
-            } else {
-                let rules = Way::Iptables("iptables-nft-restore");
-                let ways = [Way::Explicit, Way::Explicit, rules];
-                Phase::start(&ways, cores, effort, interrupt)?
-                    .without_agents(turns, effort, interrupt, report)?;
-            }
+        for (phase, ways) in to_and_fro(round, phases.into_iter()) {
+            say(format_args!("  {phase:?}, round {} of {ROUNDS}", round + 1));
+            let mut sites = set_up(ways, cores, effort.rate, interrupt)?;
+            phase.measure(&mut sites, effort, interrupt, report)?;
         }
     }
     Ok(())
@@ -85,106 +71,86 @@ fn is_agents(way: Way) -> bool {
     [Way::SHUNT_OFF, Way::SHUNT_BETWEEN, Way::SHUNT_PROXY].contains(&way.name())
 }
 
-/// Some ways, while no other is on the machine: two of the explicit proxy first, since of two that
-/// are the same one may be slower than the other.
-struct Phase {
-    ways: Vec<(Client, Site)>,
+/// Sets up the explicit proxy and these ways, and makes [`BEFORE`] connections of each. A way that
+/// cannot be set up is left out; why is said where all of them are.
+///
+/// The explicit proxy is there twice: of two that are the same one may be slower than the other.
+fn set_up(
+    ways: &[Way],
+    cores: Cores,
+    rate: u32,
+    interrupt: &Interrupt,
+) -> Result<Vec<(Client, Site)>, Interrupted> {
+    let mut started = Vec::new();
+    for way in [Way::Explicit; 2].iter().chain(ways) {
+        go_on(interrupt)?;
+        if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
+            make_many(client(&site, MANY), BEFORE);
+            started.push((client(&site, rate), site));
+        }
+    }
+    Ok(started)
+}
+
+/// What is on the machine beside the two explicit proxies, and nothing else.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Rules,
+    Agents,
 }
 
 impl Phase {
-    /// Sets them up, and makes [`BEFORE`] connections of each. A way that cannot be set up is left
-    /// out; why is said where all of them are.
-    fn start(
-        ways: &[Way],
-        cores: Cores,
-        effort: &Effort,
-        interrupt: &Interrupt,
-    ) -> Result<Self, Interrupted> {
-        let mut started = Vec::new();
-        for way in ways {
-            go_on(interrupt)?;
-            if let Ok(site) = Site::start(*way, Kind::Minimal, cores) {
-                make_many(client(&site, MANY), BEFORE);
-                started.push((client(&site, effort.rate), site));
-            }
+    /// The row of the way at `place`, the explicit proxies first. In turn one of these is
+    /// [`SWITCHED`], or [`BESIDE`].
+    fn row(self, place: usize, turn: usize, name: &'static str) -> Option<&'static str> {
+        match (self, place) {
+            (_, 2..) => Some(name),
+            (Self::Rules, _) if place == turn % 2 => Some(SWITCHED),
+            (Self::Rules, _) => Some(name),
+            (Self::Agents, _) => (place == turn % 2).then_some(BESIDE),
         }
-        Ok(Self { ways: started })
     }
 
-    /// One of the two explicit proxies in turn has programs that do nothing elsewhere.
-    fn without_agents(
-        mut self,
-        turns: usize,
+    /// Its turns.
+    fn measure(
+        self,
+        sites: &mut [(Client, Site)],
         effort: &Effort,
         interrupt: &Interrupt,
         report: &mut Report,
     ) -> Result<(), Interrupted> {
         let (programs, cgroup) = (EmptyPrograms::new(), Cgroup::new());
-        for turn in 0..turns {
-            let switched = turn % 2;
-            let medians = self.turn(turn, effort, interrupt, |place| {
-                // Before every piece: it is the kernel's code that is changed.
-                let attached = programs.attach(cgroup.path());
-                (place == switched).then_some(attached)
-            })?;
-            for (place, (name, median)) in medians.into_iter().enumerate() {
-                let row = if place == switched { SWITCHED } else { name };
-                report.add(PHASES, CONNECT_CALL, row, median);
+        for turn in 0..effort.turns / ROUNDS {
+            let sites = sites.iter_mut().enumerate();
+            let mut rows: Vec<_> = sites
+                .map(|(place, (client, site))| {
+                    let row = self.row(place, turn, site.name());
+                    (row, client, Times::new())
+                })
+                .collect();
+            let first = turn % rows.len();
+            rows.rotate_left(first);
+            take_turns(
+                turn,
+                effort,
+                &mut rows,
+                interrupt,
+                |(row, client, calls)| {
+                    let _hanging = match self {
+                        Self::Rules => programs.attach(cgroup.path(), *row == Some(SWITCHED)),
+                        Self::Agents => None,
+                    };
+                    let took: Latency = client.work(effort.connects.1);
+                    calls.add(&took.calls);
+                },
+            )?;
+            for (row, _, calls) in rows {
+                if let Some(row) = row {
+                    report.add(PHASES, CONNECT_CALL, row, calls.micro(0.5));
+                }
             }
         }
         Ok(())
-    }
-
-    /// The two explicit proxies have every other turn each.
-    fn beside_agents(
-        mut self,
-        turns: usize,
-        effort: &Effort,
-        interrupt: &Interrupt,
-        report: &mut Report,
-    ) -> Result<(), Interrupted> {
-        for turn in 0..turns {
-            let medians = self.turn(turn, effort, interrupt, |_| None)?;
-            let explicit = medians[turn % 2].1;
-            report.add(PHASES, CONNECT_CALL, BESIDE, explicit);
-            for (name, median) in medians.into_iter().skip(2) {
-                report.add(PHASES, CONNECT_CALL, name, median);
-            }
-        }
-        Ok(())
-    }
-
-    /// The median of the calls of each way, in µs. What `hanging` returns for the place of one is
-    /// kept for its piece.
-    fn turn(
-        &mut self,
-        number: usize,
-        effort: &Effort,
-        interrupt: &Interrupt,
-        hanging: impl Fn(usize) -> Option<Hanging>,
-    ) -> Result<Vec<(&'static str, f64)>, Interrupted> {
-        let mut calls: Vec<Times> = iter::repeat_with(Times::new)
-            .take(self.ways.len())
-            .collect();
-        let clients = self.ways.iter_mut().map(|(client, _)| client);
-        let mut turn: Vec<_> = clients.zip(&mut calls).enumerate().collect();
-        let first = number % turn.len();
-        turn.rotate_left(first);
-        take_turns(
-            number,
-            effort,
-            &mut turn,
-            interrupt,
-            |(place, (client, calls))| {
-                let _hanging = hanging(*place);
-                let took: Latency = client.work(effort.connects.1);
-                calls.add(&took.calls);
-            },
-        )?;
-        let names = self.ways.iter().map(|(_, site)| site.name());
-        Ok(names
-            .zip(calls.iter().map(|calls| calls.micro(0.5)))
-            .collect())
     }
 }
 
@@ -216,5 +182,15 @@ mod tests {
         assert!(is_agents(Way::Shunt(Some("between"))));
         let others = [Way::Direct, Way::Explicit, Way::Shunt(Some("all"))];
         assert!(!others.into_iter().any(is_agents));
+    }
+
+    #[test]
+    fn the_explicit_proxies_change_roles() {
+        let rows = |phase: Phase, turn| [0, 1, 2].map(|place| phase.row(place, turn, "own"));
+        let (own, switched) = (Some("own"), Some(SWITCHED));
+        assert_eq!(rows(Phase::Rules, 0), [switched, own, own]);
+        assert_eq!(rows(Phase::Rules, 1), [own, switched, own]);
+        assert_eq!(rows(Phase::Agents, 0), [Some(BESIDE), None, own]);
+        assert_eq!(rows(Phase::Agents, 1), [None, Some(BESIDE), own]);
     }
 }

@@ -31,15 +31,18 @@ impl EmptyPrograms {
         Self([Hook::Connect4, Hook::SockOps].map(|hook| Program::load(hook, &proceed)))
     }
 
-    /// Attaches them to the cgroup at `path`.
+    /// Attaches them to the cgroup at `path`, and takes them away at once unless they are to
+    /// `stay`. For it is the kernel's own code that is changed: what is measured with them and
+    /// without comes after that alike.
     ///
     /// # Panics
     ///
     /// When the kernel refuses.
-    pub fn attach(&self, path: &Path) -> Hanging {
+    pub fn attach(&self, path: &Path, stay: bool) -> Option<Hanging> {
         let Self(programs) = self;
-        Hanging {
+        let hanging = Hanging {
             _links: programs.each_ref().map(|program| program.attach(path)),
-        }
+        };
+        stay.then_some(hanging)
     }
 }
