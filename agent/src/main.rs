@@ -9,6 +9,7 @@ use shunt::{
         check::Check,
         enroll::{Enroll, Unenroll},
         explain::Explain,
+        make_maps::MakeMaps,
         run::Run,
         status::StatusCommand,
         uninstall::Uninstall,
@@ -59,6 +60,8 @@ enum Command {
     Explain(Box<Explain>),
     Check(Check),
     Uninstall(Uninstall),
+    #[command(hide = true)]
+    MakeMaps(MakeMaps),
 }
 
 impl Command {
@@ -71,7 +74,8 @@ impl Command {
             | Self::Status(_)
             | Self::Explain(_)
             | Self::Check(_)
-            | Self::Uninstall(_) => LogFormat::Text,
+            | Self::Uninstall(_)
+            | Self::MakeMaps(_) => LogFormat::Text,
         }
     }
 }
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Command::Unenroll(unenroll) => unenroll.run(socket),
         Command::Status(status) => status.run(socket),
         Command::Uninstall(uninstall) => uninstall.run(socket),
+        Command::MakeMaps(maps) => maps.run(),
         Command::Explain(explain) => return explain.run(),
         Command::Check(check) => return check.run().unwrap_or_else(|e| shunt::cli::fail(&e)),
     };

@@ -330,6 +330,15 @@ impl Agent {
         Self::start_command(place, &mut command)
     }
 
+    /// The same by another command, which [`Place::run_command`] is a part of.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_by(place: Place, command: &mut Command) -> Self {
+        Self::start_command(place, command)
+    }
+
     fn start_command(place: Place, command: &mut Command) -> Self {
         let process = Process::spawn("shunt run", command);
         process.wait_for_line(" ready: serving", DEADLINE);

@@ -37,6 +37,7 @@ pub mod interrupt;
 pub mod iptables;
 pub mod leftovers;
 pub mod load;
+pub mod memory_cgroup;
 pub mod mesh;
 pub mod netns;
 pub mod node;

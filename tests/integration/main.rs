@@ -19,6 +19,7 @@ mod fail_closed;
 mod lab;
 mod lifecycle;
 mod many;
+mod memory;
 mod network;
 mod observe;
 mod owner;

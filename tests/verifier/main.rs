@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 /// interface. None of them is in force: nothing hangs on the cgroup, and the pod is not
 /// enrolled.
 fn load_all(cgroup: &Path, bpffs: &Path, pod: &Path, mode: Splice) -> Result<()> {
-    let mut datapath = Datapath::load(cgroup, bpffs, &[], mode, Afterwards::Nothing)?;
+    let mut datapath = Datapath::load(cgroup, bpffs, &[], mode, Afterwards::Nothing, None)?;
     let pod = Netns::open(pod)?;
     let mut programs = datapath.attach_pod(&pod)?;
     let on_loopback = Interface {

@@ -4,6 +4,7 @@ pub mod check;
 pub mod enroll;
 pub mod explain;
 pub mod kubernetes;
+pub mod make_maps;
 pub mod run;
 pub mod status;
 pub mod uninstall;

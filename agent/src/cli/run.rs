@@ -130,6 +130,7 @@ impl Run {
             &self.map_limit,
             self.splice,
             afterwards,
+            Some(Path::new("/proc/self/exe")),
         )?;
         log_splicing(datapath.splice_status());
         let sources = Sources::of(&mut datapath)?;

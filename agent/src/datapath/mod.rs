@@ -8,6 +8,7 @@ mod kernel_types;
 mod layout;
 mod link;
 mod links;
+pub mod maps;
 mod neighbours;
 mod offsets;
 mod pods;
@@ -19,7 +20,6 @@ use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -34,6 +34,7 @@ use shunt_abi::{Event, KernelOffsets, NetnsCookie, SpliceMode};
 use self::forward::Forwarding;
 pub use self::{
     features::{Feature, features},
+    maps::MapLimit,
     neighbours::{Neighbour, lookups, neighbours, splicers},
     pods::{CounterReport, Pods},
     splice::{SpliceStatus, Trial, Tried, try_out},
@@ -44,6 +45,7 @@ use self::{
     layout::TakenOver,
     link::{Link, Target},
     links::{Links, Place},
+    maps::{KEPT_MAPS, MAPS},
     splice::Splicing,
 };
 use crate::{
@@ -58,42 +60,6 @@ use crate::{
 static NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-node"));
 /// The program of one pod.
 static POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-pod"));
-
-/// Every map of the objects, pinned so that the copies for the pods find those of
-/// the node.
-const MAPS: &[&str] = &[
-    "ASKED",
-    "AYA_LOGS",
-    "CIDRS",
-    "COUNTERS",
-    "DECIDED",
-    "ENDS",
-    "EVENTS",
-    "FLOWS",
-    "FLOW_SLOTS",
-    "FORWARDED",
-    "INTERFACES",
-    "LISTENERS",
-    "LOOKING",
-    "ORIGINAL_DST",
-    "PODS",
-    "PORTS",
-    "QUESTIONS",
-    "RECEIVERS",
-    "REUSES",
-    "ROUTES",
-    "SENDERS",
-    "SERVED",
-    "SPLICED",
-    "SPLICE_STOP",
-    "SPLICE_WANTED",
-];
-
-/// The maps of them that may still be needed when their agent has ended.
-const KEPT_MAPS: &[&str] = &["RECEIVERS", "SPLICED", "SPLICE_STOP"];
-
-/// The maps that have a place for every spliced connection.
-const SPLICE_TABLES: &[&str] = &["ENDS", "RECEIVERS", "SPLICED"];
 
 /// The program that visits listeners.
 const LISTENER_PROGRAM: &str = "shunt_listeners";
@@ -111,33 +77,6 @@ pub struct KernelObject {
     /// What it is attached to, for a program.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub attached_to: Option<String>,
-}
-
-/// Another size for a map than the one it is declared with. Small ones show
-/// what happens when a map is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapLimit {
-    map: &'static str,
-    entries: u32,
-}
-
-impl FromStr for MapLimit {
-    type Err = anyhow::Error;
-
-    /// Reads `NAME=ENTRIES`.
-    fn from_str(text: &str) -> Result<Self> {
-        let (name, entries) = text
-            .split_once('=')
-            .with_context(|| format!("{text:?} is not NAME=ENTRIES"))?;
-        let map = MAPS
-            .iter()
-            .find(|map| **map == name)
-            .with_context(|| format!("{name:?} is no map; the maps are {}", MAPS.join(", ")))?;
-        let entries = entries
-            .parse()
-            .with_context(|| format!("{entries:?} is no number of entries"))?;
-        Ok(Self { map, entries })
-    }
 }
 
 /// Whether the kernel says where the fields are that the programs read.
@@ -195,6 +134,9 @@ impl Datapath {
     /// are taken over where they are made alike. Splices as far as it is asked for and
     /// this kernel does it safely. Nothing is in force before [`hang`](Self::hang).
     ///
+    /// What is new of the maps is made by the program `maker`, which is `shunt`, so that they
+    /// are nobody's memory; without one they are that of this process' cgroup.
+    ///
     /// # Errors
     ///
     /// When the kernel lacks something, or refuses; then nothing is left but what was
@@ -205,6 +147,7 @@ impl Datapath {
         limits: &[MapLimit],
         splice: Splice,
         afterwards: Afterwards,
+        maker: Option<&Path>,
     ) -> Result<Self> {
         let types = KernelTypes::read()?;
         let offsets = offsets::of_kernel(&types)?;
@@ -219,14 +162,23 @@ impl Datapath {
         splice::drain_left(&pins, splice_offsets);
         let mut loader = loader(offsets);
         splice::prepare(&mut loader, splice_mode, splice_offsets);
-        for limit in limits {
-            loader.map_max_entries(limit.map, limit.entries);
+        let mut limits = limits.to_vec();
+        if splice_mode == SpliceMode::Off {
+            limits.extend(maps::without_splicing());
         }
-        let taken_over = match pins.is_in_force() {
-            true => Some(take_over(&mut loader, &pins)?),
-            false => None,
+        maps::limit(&mut loader, &limits);
+        let make_in = |dir: &Path| {
+            if let Some(program) = maker {
+                maps::have_made(program, dir, &limits);
+            }
         };
-        pin_maps(&mut loader, pins.path());
+        let taken_over = if pins.is_in_force() {
+            Some(take_over(&mut loader, &pins, make_in)?)
+        } else {
+            make_in(pins.path());
+            None
+        };
+        maps::pin(&mut loader, pins.path());
         let node = node_object(&mut loader)?;
         // The others have nothing to relocate.
         loader.btf(None);
@@ -678,13 +630,6 @@ fn loader(offsets: KernelOffsets) -> EbpfLoader<'static> {
     loader
 }
 
-/// Has the loader find or pin every map in a directory.
-fn pin_maps(loader: &mut EbpfLoader<'static>, dir: &Path) {
-    for name in MAPS {
-        loader.map_pin_path(name, dir.join(name));
-    }
-}
-
 /// The programs of the node, none of them in the kernel yet, and their maps.
 fn node_object(loader: &mut EbpfLoader<'static>) -> Result<Ebpf> {
     loader
@@ -694,9 +639,14 @@ fn node_object(loader: &mut EbpfLoader<'static>) -> Result<Ebpf> {
 
 /// Goes on with the maps of a former agent, as far as they are made alike, and makes
 /// new ones for the rest.
-fn take_over(loader: &mut EbpfLoader<'static>, pins: &PinDir) -> Result<TakenOver> {
+fn take_over(
+    loader: &mut EbpfLoader<'static>,
+    pins: &PinDir,
+    make_in: impl FnOnce(&Path),
+) -> Result<TakenOver> {
     let made = pins.aside()?;
-    pin_maps(loader, &made);
+    make_in(&made);
+    maps::pin(loader, &made);
     node_object(loader)?;
     let taken = layout::settle(pins.path(), &made, MAPS)?;
     remove_dir(&made)?;

@@ -66,7 +66,8 @@ impl PodsAgent {
         let (cgroup, pods) = (cgroup.path().to_owned(), Arc::clone(&table));
         let serve = async move {
             let server = Server::bind(&socket).expect("nobody else is there");
-            let datapath = Datapath::load(&cgroup, &bpffs, &[], Splice::Off, Afterwards::Nothing);
+            let datapath =
+                Datapath::load(&cgroup, &bpffs, &[], Splice::Off, Afterwards::Nothing, None);
             let datapath = datapath.expect("it loads");
             let started = NodeHandle::start(datapath, None).await;
             let (node, thread) = started.expect("it starts");

@@ -26,7 +26,7 @@ pub(super) use self::{
     left::{drain_before_removal, drain_left},
     offsets::of_kernel,
 };
-use super::{KernelObject, SPLICE_TABLES, iterate, typed};
+use super::{KernelObject, iterate, typed};
 use crate::settings::Splice;
 
 /// The programs that splice.
@@ -95,18 +95,12 @@ pub(super) fn settle(
     (mode, status)
 }
 
-/// Tells the programs of the node how far they are to go. Where nothing is
-/// spliced the tables for it take no memory.
+/// Tells the programs of the node how far they are to go.
 pub(super) fn prepare(loader: &mut EbpfLoader<'_>, mode: SpliceMode, offsets: SpliceOffsets) {
     let offsets: &'static SpliceOffsets = Box::leak(Box::new(offsets));
     let mode: &'static u32 = Box::leak(Box::new(mode as u32));
     loader.override_global("SPLICE_OFFSETS", offsets, false);
     loader.override_global("SPLICE_MODE", mode, false);
-    if *mode == SpliceMode::Off as u32 {
-        for table in SPLICE_TABLES {
-            loader.map_max_entries(table, 1);
-        }
-    }
 }
 
 /// The programs, loaded and attached. Dropping them without [`stop`](Self::stop)

@@ -1,0 +1,90 @@
+//! A cgroup whose memory is counted.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    cgroup::{hierarchies, remove_tree},
+    leftovers::unique_name,
+    netns::node_command,
+};
+
+/// A memory cgroup of its own, as a container has one. Removed on drop, when all in it have
+/// ended.
+#[derive(Debug)]
+pub struct MemoryCgroup {
+    path: PathBuf,
+}
+
+impl MemoryCgroup {
+    /// A new one, in the hierarchy that has the memory controller.
+    ///
+    /// # Panics
+    ///
+    /// When none has it, or the kernel refuses; this needs root.
+    pub fn new() -> Self {
+        crate::require_root();
+        let root = hierarchies().into_iter().find(|root| counts_memory(root));
+        let root = root.expect("a hierarchy of cgroups has the memory controller");
+        let path = root.join(unique_name("memory"));
+        fs::create_dir(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
+        Self { path }
+    }
+
+    /// The same command, by a shell that does `before` in here first. It ends the command in
+    /// `exec "$@"`; `$root` is the root of the hierarchy.
+    pub fn command(&self, before: &str, command: &Command) -> Command {
+        let root = self.path.parent().expect("it is below the root");
+        let mut inside = node_command("sh");
+        inside.env("root", root);
+        inside.args(["-ec", &format!("echo 0 > \"$0\"\n{before}")]);
+        inside.arg(self.path.join("cgroup.procs"));
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
+    }
+
+    /// What it is charged for memory of the kernel's, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not say.
+    pub fn kernel_memory(&self) -> u64 {
+        let read = |name| fs::read_to_string(self.path.join(name));
+        let charged = match read("memory.kmem.usage_in_bytes") {
+            Ok(bytes) => bytes.trim().parse().ok(),
+            // Since Linux 5.18.
+            Err(_) => read("memory.stat").ok().and_then(|stat| {
+                let kernel = stat.lines().find_map(|line| line.strip_prefix("kernel "))?;
+                kernel.parse().ok()
+            }),
+        };
+        charged.expect("the kernel counts its memory")
+    }
+}
+
+impl Default for MemoryCgroup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        remove_tree(&self.path);
+    }
+}
+
+/// Whether cgroups below this root have a memory controller; those of version 2 are given it.
+fn counts_memory(root: &Path) -> bool {
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"));
+    match controllers {
+        Ok(controllers) if controllers.split_whitespace().any(|one| one == "memory") => {
+            fs::write(root.join("cgroup.subtree_control"), "+memory").is_ok()
+        }
+        Ok(_) => false,
+        Err(_) => root.join("memory.usage_in_bytes").exists(),
+    }
+}
