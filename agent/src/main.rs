@@ -15,6 +15,7 @@ use shunt::{
         uninstall::Uninstall,
     },
     control::DEFAULT_SOCKET,
+    datapath::maps::MAKE_MAPS,
     observe::LogFormat,
 };
 
@@ -60,7 +61,7 @@ enum Command {
     Explain(Box<Explain>),
     Check(Check),
     Uninstall(Uninstall),
-    #[command(hide = true)]
+    #[command(name = MAKE_MAPS, hide = true)]
     MakeMaps(MakeMaps),
 }
 

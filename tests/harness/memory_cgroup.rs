@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     cgroup::{hierarchies, remove_tree},
+    deadline::wait_until,
     leftovers::unique_name,
     netns::node_command,
 };
@@ -46,22 +47,23 @@ impl MemoryCgroup {
         inside
     }
 
-    /// What it is charged for memory of the kernel's, in bytes.
+    /// What it is charged, in bytes: memory of the kernel's, or, where the hierarchy is of
+    /// version 2, all. (What that says of the kernel's alone is up to two seconds old.)
     ///
     /// # Panics
     ///
     /// When the kernel does not say.
-    pub fn kernel_memory(&self) -> u64 {
-        let read = |name| fs::read_to_string(self.path.join(name));
-        let charged = match read("memory.kmem.usage_in_bytes") {
-            Ok(bytes) => bytes.trim().parse().ok(),
-            // Since Linux 5.18.
-            Err(_) => read("memory.stat").ok().and_then(|stat| {
-                let kernel = stat.lines().find_map(|line| line.strip_prefix("kernel "))?;
-                kernel.parse().ok()
-            }),
+    pub fn charged(&self) -> u64 {
+        let files = ["memory.kmem.usage_in_bytes", "memory.current"];
+        let read = |file| {
+            fs::read_to_string(self.path.join(file))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
         };
-        charged.expect("the kernel counts its memory")
+        let found = files.into_iter().find_map(read);
+        found.expect("the kernel counts its memory")
     }
 }
 
@@ -73,11 +75,20 @@ impl Default for MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
+        // A process that was killed is on its way out.
+        wait_until("the end of all processes in it", || {
+            let members = fs::read_to_string(self.path.join("cgroup.procs"));
+            match members.map_err(|error| error.to_string())? {
+                none if none.is_empty() => Ok(()),
+                some => Err(some),
+            }
+        });
         remove_tree(&self.path);
     }
 }
 
-/// Whether cgroups below this root have a memory controller; those of version 2 are given it.
+/// Whether cgroups below this root have a memory controller. Those of version 2 are given it,
+/// and keep it: another test may need it, and most machines have it so.
 fn counts_memory(root: &Path) -> bool {
     let controllers = fs::read_to_string(root.join("cgroup.controllers"));
     match controllers {

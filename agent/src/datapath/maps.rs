@@ -2,14 +2,21 @@
 //!
 //! The kernel charges what is in a map, also what it keeps with each socket, to the memory
 //! cgroup of the process that has made the map (`bpf_map_save_memcg`), whoever opens the
-//! connections. So another process makes them, which is in no memory cgroup but the root: then
-//! connections cannot use up what the agent's container may take, and the kernel charges nobody
-//! for them, as for what connection tracking keeps. That is faster, too: for each element it
-//! would go from the account of whoever connects to the agent's, and back.
+//! connections. So another process makes those that connections write, which is in no memory
+//! cgroup but the root: then connections cannot use up what the agent's container may take, and
+//! the kernel charges nobody for them, as for what connection tracking keeps. That is faster,
+//! too: for each element it would go from the account of whoever connects to the agent's, and
+//! back. What the agent writes is its own memory: a pod's lists may be long.
 
-use std::{fmt, path::Path, process::Command, str::FromStr};
+use std::{
+    fmt,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{self, Command, Output},
+    str::FromStr,
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use aya::EbpfLoader;
 use shunt_abi::KernelOffsets;
 
@@ -46,18 +53,37 @@ pub(super) const MAPS: &[&str] = &[
     "SPLICE_WANTED",
 ];
 
+/// Those of them that connections write.
+const OF_CONNECTIONS: &[&str] = &[
+    "ASKED",
+    "ENDS",
+    "FLOWS",
+    "FLOW_SLOTS",
+    "FORWARDED",
+    "LISTENERS",
+    "ORIGINAL_DST",
+    "QUESTIONS",
+    "RECEIVERS",
+    "REUSES",
+    "SENDERS",
+    "SERVED",
+    "SPLICED",
+];
+
 /// The maps of them that may still be needed when their agent has ended.
 pub(super) const KEPT_MAPS: &[&str] = &["RECEIVERS", "SPLICED", "SPLICE_STOP"];
 
 /// The maps that have a place for every spliced connection.
 const SPLICE_TABLES: &[&str] = &["ENDS", "RECEIVERS", "SPLICED"];
 
-/// The subcommand that makes maps, and its flags.
+/// The subcommand that makes maps.
 pub const MAKE_MAPS: &str = "make-maps";
-/// The flag of the directory in which they are pinned.
+/// Its flag of the directory in which they are pinned.
 pub const AT: &str = "at";
-/// The flag of another size, for each.
+/// Its flag of another size, for each.
 pub const MAP_LIMIT: &str = "map-limit";
+/// Its flag of the agent's number.
+pub const AGENT: &str = "agent";
 
 /// Another size for a map than the one it is declared with. Small ones show
 /// what happens when a map is full.
@@ -107,13 +133,17 @@ pub(super) fn limit(loader: &mut EbpfLoader<'static>, limits: &[MapLimit]) {
 
 /// Has the loader find or pin every map in a directory.
 pub(super) fn pin(loader: &mut EbpfLoader<'static>, dir: &Path) {
-    for name in MAPS {
+    pin_some(loader, dir, MAPS);
+}
+
+fn pin_some(loader: &mut EbpfLoader<'static>, dir: &Path, names: &[&'static str]) {
+    for name in names {
         loader.map_pin_path(name, dir.join(name));
     }
 }
 
-/// Makes the maps in a directory of a bpffs in which none is, in the memory of nobody. It
-/// leaves this process' memory cgroup for good.
+/// Makes the maps of connections in a directory of a bpffs in which none is, in the memory of
+/// nobody. It leaves this process' memory cgroup for good.
 ///
 /// # Errors
 ///
@@ -122,44 +152,93 @@ pub fn make(dir: &Path, limits: &[MapLimit]) -> Result<()> {
     cgroup::leave_memory()?;
     let mut loader = loader(KernelOffsets::default());
     limit(&mut loader, limits);
-    pin(&mut loader, dir);
+    pin_some(&mut loader, dir, OF_CONNECTIONS);
     node_object(&mut loader).map(drop)
 }
 
-/// Has `program`, which is `shunt`, make the maps in a directory in which none is. Where it
-/// cannot none is there, and the loader makes them as ever; that is said, and why.
-pub(super) fn have_made(program: &Path, dir: &Path, limits: &[MapLimit]) {
-    if let Err(error) = have_all_made(program, dir, limits) {
-        tracing::warn!(
-            "what connections keep in the maps counts as memory of this agent's cgroup, and is \
-             bound by its limit: {error:#}"
-        );
-    }
-}
-
-fn have_all_made(program: &Path, dir: &Path, limits: &[MapLimit]) -> Result<()> {
+/// Has `program`, which is `shunt`, make the maps of connections in a directory in which none
+/// is.
+///
+/// # Errors
+///
+/// When it cannot; then none is there, and the loader makes them as it does the others.
+pub(super) fn have_made(program: &Path, dir: &Path, limits: &[MapLimit]) -> Result<()> {
     let mut command = Command::new(program);
-    command.arg(MAKE_MAPS).arg(format!("--{AT}")).arg(dir);
-    for limit in limits {
-        command.arg(format!("--{MAP_LIMIT}")).arg(limit.to_string());
-    }
+    command
+        .arg0("shunt")
+        // What it writes is why it fails.
+        .env("SHUNT_LOG", "off")
+        .arg(MAKE_MAPS)
+        .arg(format!("--{AGENT}={}", process::id()))
+        .arg(format!("--{AT}"))
+        .arg(dir)
+        .args(limits.iter().map(|limit| format!("--{MAP_LIMIT}={limit}")));
+    tracing::debug!(?command, "has the maps of connections made");
     let done = command
         .output()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    if done.status.success() {
+    let Some(why) = why_it_failed(&done) else {
         return Ok(());
+    };
+    for name in OF_CONNECTIONS {
+        remove_file(&dir.join(name)).with_context(|| why.clone())?;
     }
-    for name in MAPS {
-        remove_file(&dir.join(name))?;
+    Err(anyhow!(why))
+}
+
+/// Why the process failed that makes maps; `None` when it did not.
+fn why_it_failed(done: &Output) -> Option<String> {
+    if done.status.success() {
+        return None;
     }
     let said = String::from_utf8_lossy(&done.stderr);
     let said = said.trim();
-    bail!("{}", said.strip_prefix("error: ").unwrap_or(said))
+    let why = said.strip_prefix("shunt: ").unwrap_or(said);
+    Some(match why {
+        "" => format!("the process that makes them ended with {}", done.status),
+        why => why.to_owned(),
+    })
+}
+
+/// Says whose memory the maps of connections are that were made anew.
+pub(super) fn say_whose(made: Result<()>) {
+    match made {
+        Ok(()) => tracing::debug!("what connections keep in the maps is nobody's memory"),
+        Err(error) => tracing::warn!(
+            "what connections keep in the maps is memory of this agent's cgroup, and bound by its \
+             limit: {error:#}. It takes the node's processes (hostPID), CAP_SYS_PTRACE and \
+             CAP_SYS_ADMIN to leave that cgroup for making them"
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
+
+    #[test]
+    fn of_the_maps_those_of_connections_are_some() {
+        assert!(OF_CONNECTIONS.iter().all(|name| MAPS.contains(name)));
+        assert!(!OF_CONNECTIONS.contains(&"CIDRS"));
+    }
+
+    #[test]
+    fn a_process_that_says_nothing_has_ended_somehow() {
+        let ended = |status, stderr: &str| {
+            why_it_failed(&Output {
+                status: process::ExitStatus::from_raw(status),
+                stdout: Vec::new(),
+                stderr: stderr.into(),
+            })
+        };
+        assert_eq!(ended(0, ""), None);
+        let said = ended(1 << 8, "shunt: no memory\n");
+        assert_eq!(said.as_deref(), Some("no memory"));
+        let killed = ended(9, "").expect("it failed");
+        assert!(killed.contains("signal: 9"), "{killed}");
+    }
 
     #[test]
     fn a_limit_is_written_as_it_is_read() {

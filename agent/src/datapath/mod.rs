@@ -134,8 +134,8 @@ impl Datapath {
     /// are taken over where they are made alike. Splices as far as it is asked for and
     /// this kernel does it safely. Nothing is in force before [`hang`](Self::hang).
     ///
-    /// What is new of the maps is made by the program `maker`, which is `shunt`, so that they
-    /// are nobody's memory; without one they are that of this process' cgroup.
+    /// What is new of the maps of connections is made by the program `maker`, which is `shunt`,
+    /// so that they are nobody's memory; without one they are that of this process' cgroup.
     ///
     /// # Errors
     ///
@@ -164,18 +164,17 @@ impl Datapath {
         splice::prepare(&mut loader, splice_mode, splice_offsets);
         let mut limits = limits.to_vec();
         if splice_mode == SpliceMode::Off {
-            limits.extend(maps::without_splicing());
+            limits.splice(..0, maps::without_splicing());
         }
         maps::limit(&mut loader, &limits);
-        let make_in = |dir: &Path| {
-            if let Some(program) = maker {
-                maps::have_made(program, dir, &limits);
-            }
+        let make_in = |dir: &Path| match maker {
+            Some(program) => maps::have_made(program, dir, &limits),
+            None => Ok(()),
         };
         let taken_over = if pins.is_in_force() {
             Some(take_over(&mut loader, &pins, make_in)?)
         } else {
-            make_in(pins.path());
+            maps::say_whose(make_in(pins.path()));
             None
         };
         maps::pin(&mut loader, pins.path());
@@ -642,16 +641,18 @@ fn node_object(loader: &mut EbpfLoader<'static>) -> Result<Ebpf> {
 fn take_over(
     loader: &mut EbpfLoader<'static>,
     pins: &PinDir,
-    make_in: impl FnOnce(&Path),
+    make_in: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<TakenOver> {
     let made = pins.aside()?;
-    make_in(&made);
+    let made_for_nobody = make_in(&made);
     maps::pin(loader, &made);
     node_object(loader)?;
     let taken = layout::settle(pins.path(), &made, MAPS)?;
     remove_dir(&made)?;
     if !taken.connections {
         links::put_aside(pins.path())?;
+        // Those that are taken over stay whose they are.
+        maps::say_whose(made_for_nobody);
     }
     tracing::info!(
         settings = taken.settings,

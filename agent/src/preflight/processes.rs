@@ -21,7 +21,8 @@ fn seen_by(pid: u32) -> Finding {
         subject,
         "this is the first process of a PID namespace of its own, in which none of the node's \
          is seen: a proxy that listened before its pod is enrolled is not found, and its \
-         inbound connections are refused; nothing is spliced",
+         inbound connections are refused; nothing is spliced; what connections keep in the maps \
+         is memory of the agent's cgroup",
         "give the agent's pod `hostPID: true`, or its container the node's PID namespace",
     )
 }

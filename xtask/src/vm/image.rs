@@ -37,6 +37,7 @@ const PROGRAMS: &[&str] = &[
     "modprobe",
     "mount",
     "nsenter",
+    "setpriv",
     "sh",
     "socat",
     "ss",
