@@ -30,7 +30,7 @@ pub fn is_v2(path: &Path) -> bool {
 }
 
 /// Moves this process to the root of the node's hierarchy of memory cgroups, where the kernel
-/// charges nobody. Where the node is a container itself, that is the root of its own part.
+/// charges nobody. On a node that is a container itself it cannot, as a rule: its root is none.
 ///
 /// # Errors
 ///
@@ -63,17 +63,18 @@ fn see_the_nodes() -> Result<()> {
     if own == FIRST {
         return Ok(());
     }
-    let nodes = inode(NODES).with_context(|| format!("cannot look at {NODES}"))?;
+    let nodes =
+        inode(NODES).with_context(|| format!("cannot look at {NODES}; it takes CAP_SYS_PTRACE"))?;
     if own == nodes {
         bail!(
             "the first process that is seen here has the same cgroup namespace, which is not \
-             the machine's: this is a container that does not see the node's processes, or the \
-             node is one"
+             the machine's: this container does not see the node's processes (hostPID), or the \
+             node is a container itself"
         );
     }
     let namespace = File::open(NODES).with_context(|| format!("cannot open {NODES}"))?;
     setns(namespace, CloneFlags::CLONE_NEWCGROUP)
-        .context("cannot enter the node's cgroup namespace")
+        .context("cannot enter the node's cgroup namespace; it takes CAP_SYS_ADMIN")
 }
 
 /// The two kinds of hierarchies of cgroups.

@@ -11,6 +11,7 @@ use crate::{
     deadline::wait_until,
     leftovers::unique_name,
     netns::node_command,
+    process::Process,
 };
 
 /// A memory cgroup of its own, as a container has one. Removed on drop, when all in it have
@@ -47,24 +48,49 @@ impl MemoryCgroup {
         inside
     }
 
-    /// What it is charged, in bytes: memory of the kernel's, or, where the hierarchy is of
-    /// version 2, all. (What that says of the kernel's alone is up to two seconds old.)
+    /// What it is charged for memory of the kernel's, in bytes.
     ///
     /// # Panics
     ///
     /// When the kernel does not say.
     pub fn charged(&self) -> u64 {
-        let files = ["memory.kmem.usage_in_bytes", "memory.current"];
-        let read = |file| {
-            fs::read_to_string(self.path.join(file))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
-        let found = files.into_iter().find_map(read);
-        found.expect("the kernel counts its memory")
+        let exact = fs::read_to_string(self.path.join("memory.kmem.usage_in_bytes"));
+        let charged = exact.map_or_else(
+            |_| {
+                wait_until_all_is_counted();
+                self.counted()
+            },
+            |bytes| bytes.trim().parse().ok(),
+        );
+        charged.expect("the kernel counts its memory")
     }
+
+    /// The same in a hierarchy of version 2, as far as it is counted already.
+    fn counted(&self) -> Option<u64> {
+        let stat = fs::read_to_string(self.path.join("memory.stat")).ok()?;
+        let kernel = stat.lines().find_map(|line| line.strip_prefix("kernel "))?;
+        kernel.parse().ok()
+    }
+}
+
+/// Each processor has its own count, and they are added up every two seconds, or when much has
+/// changed in a cgroup (`flush_memcg_stats_dwork`, `memcg_vmstats_needs_flush`). In another one
+/// there is only a process that waits: when it is counted, so is all that was before.
+fn wait_until_all_is_counted() {
+    let witness = MemoryCgroup::new();
+    let mut wait = Command::new("sleep");
+    wait.arg("600");
+    let waiting = Process::spawn(
+        "a process that is counted",
+        &mut witness.command(r#"exec "$@""#, &wait),
+    );
+    wait_until("the kernel to count its memory", || {
+        match witness.counted() {
+            Some(1..) => Ok(()),
+            counted => Err(format!("it has counted {counted:?}")),
+        }
+    });
+    drop(waiting);
 }
 
 impl Default for MemoryCgroup {

@@ -7,9 +7,9 @@ use shunt_tests::{Agent, Node, agent::Place, memory_cgroup::MemoryCgroup, mesh::
 use crate::lab::PORT;
 
 /// How many connections are open.
-const MANY: u64 = 5_000;
-/// What both ends of each keep at least, in bytes.
-const EACH: u64 = 300;
+const MANY: u64 = 1_000;
+/// Between nothing and what both ends of them keep, some 580 bytes each.
+const LIMIT: u64 = MANY * 300;
 
 /// As the agent's it would use up what the agent's container may take.
 #[test]
@@ -17,14 +17,16 @@ fn it_is_nobodys() {
     assert_nobodys(r#"exec "$@""#);
 }
 
-/// With a cgroup namespace of its own, the node's processes, and the node's cgroups to read.
+/// With a cgroup namespace of its own, the node's processes, the node's cgroups to read, and the
+/// capabilities of the chart.
 #[test]
 fn it_is_nobodys_beside_an_agent_in_a_container() {
     assert_nobodys(
         r#"exec setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount-proc sh -ec '
             unshare --cgroup --mount sh -ec "
                 mount -o remount,bind,ro \"\$root\"
-                exec \"\$@\"
+                exec setpriv --no-new-privs --bounding-set \
+                    -all,+bpf,+perfmon,+net_admin,+net_broadcast,+sys_admin,+sys_ptrace \"\$@\"
             " sh "$@"
         ' sh "$@""#,
     );
@@ -34,26 +36,49 @@ fn it_is_nobodys_beside_an_agent_in_a_container() {
 /// ever, and says whose memory it is.
 #[test]
 fn it_is_the_agents_in_a_container_that_sees_nobody_else() {
-    let alone = r#"exec setpriv --pdeathsig KILL \
-        unshare --cgroup --pid --fork --kill-child --mount-proc "$@""#;
-    let (charged, log) = charged_for_connections(alone);
-    assert!(charged > MANY * EACH, "{charged} bytes are charged");
-    assert!(log.contains("bound by its limit"), "{log}");
+    let log = with_connections(ALONE, |before, memory| {
+        let after = memory.charged();
+        assert!(after > before + LIMIT, "{before} became {after}");
+    });
+    assert!(log.contains(IS_SAID), "{log}");
 }
+
+/// The maps of splicing are new each time, whatever else is taken over.
+#[test]
+fn it_says_so_again_when_it_takes_over() {
+    let memory = MemoryCgroup::new();
+    let node = Node::new();
+    let mut place = Place::new(node.cgroup());
+    for _ in 0..2 {
+        let mut run = place.run_command();
+        run.arg("--persistent");
+        run.arg("--state-dir").arg(place.state_dir());
+        let agent = Agent::start_by(place, &mut memory.command(ALONE, &run));
+        let log = agent.log();
+        place = agent.kill();
+        assert!(log.contains(IS_SAID), "{log}");
+    }
+}
+
+/// Starts an agent that sees nobody else.
+const ALONE: &str = r#"exec setpriv --pdeathsig KILL \
+    unshare --cgroup --pid --fork --kill-child --mount-proc "$@""#;
+
+/// In the log where it is the agent's memory.
+const IS_SAID: &str = "bound by its limit";
 
 #[track_caller]
 fn assert_nobodys(start: &str) {
-    let (charged, log) = charged_for_connections(start);
-    assert!(
-        charged < MANY * EACH / 4,
-        "{charged} bytes are charged: {log}"
-    );
-    assert!(!log.contains("bound by its limit"), "{log}");
+    let log = with_connections(start, |before, memory| {
+        let after = memory.charged();
+        assert!(before.abs_diff(after) < LIMIT, "{before} became {after}");
+    });
+    assert!(!log.contains(IS_SAID), "{log}");
 }
 
-/// What an agent that is started so is charged for redirected connections, while they are open,
-/// in bytes; and its log.
-fn charged_for_connections(start: &str) -> (u64, String) {
+/// Looks at what an agent that is started so is charged while redirected connections are open,
+/// and gives its log. The look is told what it was before.
+fn with_connections(start: &str, look: impl FnOnce(u64, &MemoryCgroup)) -> String {
     let memory = MemoryCgroup::new();
     let node = Node::new();
     let pod = node.pod("pod");
@@ -62,12 +87,13 @@ fn charged_for_connections(start: &str) -> (u64, String) {
     let agent = Agent::start_by(place, &mut command);
     agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
     let before = memory.charged();
-    let _open = pod.netns().run(connections);
-    let after = memory.charged();
+    let open = pod.netns().run(connections);
+    look(before, &memory);
+    drop(open);
     let log = agent.log();
     // Nothing else goes past `unshare`, which SIGTERM would not end either.
     drop(agent.kill());
-    (after.saturating_sub(before), log)
+    log
 }
 
 /// Both ends of connections that were redirected to the proxy's port.

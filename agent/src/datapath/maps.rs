@@ -2,8 +2,8 @@
 //!
 //! The kernel charges what is in a map, also what it keeps with each socket, to the memory
 //! cgroup of the process that has made the map (`bpf_map_save_memcg`), whoever opens the
-//! connections. So another process makes those that connections write, which is in no memory
-//! cgroup but the root: then connections cannot use up what the agent's container may take, and
+//! connections. So another process makes those in which memory is taken for a connection or a
+//! socket, and it is in no memory cgroup but the root: then connections cannot use up what the agent's container may take, and
 //! the kernel charges nobody for them, as for what connection tracking keeps. That is faster,
 //! too: for each element it would go from the account of whoever connects to the agent's, and
 //! back. What the agent writes is its own memory: a pod's lists may be long.
@@ -53,12 +53,11 @@ pub(super) const MAPS: &[&str] = &[
     "SPLICE_WANTED",
 ];
 
-/// Those of them that connections write.
+/// Those of them in which memory is taken for a connection, or a socket.
 const OF_CONNECTIONS: &[&str] = &[
     "ASKED",
     "ENDS",
     "FLOWS",
-    "FLOW_SLOTS",
     "FORWARDED",
     "LISTENERS",
     "ORIGINAL_DST",
@@ -200,14 +199,13 @@ fn why_it_failed(done: &Output) -> Option<String> {
     })
 }
 
-/// Says whose memory the maps of connections are that were made anew.
+/// Says whose memory it is what connections keep in the maps that were made anew.
 pub(super) fn say_whose(made: Result<()>) {
     match made {
-        Ok(()) => tracing::debug!("what connections keep in the maps is nobody's memory"),
+        Ok(()) => tracing::debug!("what connections keep in maps that are new is nobody's memory"),
         Err(error) => tracing::warn!(
-            "what connections keep in the maps is memory of this agent's cgroup, and bound by its \
-             limit: {error:#}. It takes the node's processes (hostPID), CAP_SYS_PTRACE and \
-             CAP_SYS_ADMIN to leave that cgroup for making them"
+            "what connections keep in maps that are new is memory of this agent's cgroup, and \
+             bound by its limit: {error:#}"
         ),
     }
 }

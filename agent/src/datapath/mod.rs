@@ -644,15 +644,13 @@ fn take_over(
     make_in: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<TakenOver> {
     let made = pins.aside()?;
-    let made_for_nobody = make_in(&made);
+    maps::say_whose(make_in(&made));
     maps::pin(loader, &made);
     node_object(loader)?;
     let taken = layout::settle(pins.path(), &made, MAPS)?;
     remove_dir(&made)?;
     if !taken.connections {
         links::put_aside(pins.path())?;
-        // Those that are taken over stay whose they are.
-        maps::say_whose(made_for_nobody);
     }
     tracing::info!(
         settings = taken.settings,

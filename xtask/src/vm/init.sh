@@ -13,7 +13,8 @@ mount -t tmpfs shm /dev/shm
 mount -t tmpfs run /run
 # Nothing is mounted there: of a repository below it the files that the tests read are packed.
 chmod 1777 /tmp
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# As systemd does.
+mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t securityfs securityfs /sys/kernel/security
 mount --make-rshared /
