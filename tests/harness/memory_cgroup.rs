@@ -8,10 +8,10 @@ use std::{
 
 use crate::{
     cgroup::{hierarchies, remove_tree},
+    command::output_of,
     deadline::wait_until,
     leftovers::unique_name,
     netns::node_command,
-    process::Process,
 };
 
 /// A memory cgroup of its own, as a container has one. Removed on drop, when all in it have
@@ -39,13 +39,16 @@ impl MemoryCgroup {
     /// The same command, by a shell that does `before` in here first. It ends the command in
     /// `exec "$@"`; `$root` is the root of the hierarchy.
     pub fn command(&self, before: &str, command: &Command) -> Command {
-        let root = self.path.parent().expect("it is below the root");
         let mut inside = node_command("sh");
-        inside.env("root", root);
+        inside.env("root", self.root());
         inside.args(["-ec", &format!("echo 0 > \"$0\"\n{before}")]);
         inside.arg(self.path.join("cgroup.procs"));
         inside.arg(command.get_program()).args(command.get_args());
         inside
+    }
+
+    fn root(&self) -> &Path {
+        self.path.parent().expect("it is below the root")
     }
 
     /// What it is charged for memory of the kernel's, in bytes.
@@ -57,7 +60,7 @@ impl MemoryCgroup {
         let exact = fs::read_to_string(self.path.join("memory.kmem.usage_in_bytes"));
         let charged = exact.map_or_else(
             |_| {
-                wait_until_all_is_counted();
+                count_all();
                 self.counted()
             },
             |bytes| bytes.trim().parse().ok(),
@@ -73,24 +76,23 @@ impl MemoryCgroup {
     }
 }
 
-/// Each processor has its own count, and they are added up every two seconds, or when much has
-/// changed in a cgroup (`flush_memcg_stats_dwork`, `memcg_vmstats_needs_flush`). In another one
-/// there is only a process that waits: when it is counted, so is all that was before.
-fn wait_until_all_is_counted() {
-    let witness = MemoryCgroup::new();
-    let mut wait = Command::new("sleep");
-    wait.arg("600");
-    let waiting = Process::spawn(
-        "a process that is counted",
-        &mut witness.command(r#"exec "$@""#, &wait),
-    );
-    wait_until("the kernel to count its memory", || {
-        match witness.counted() {
-            Some(1..) => Ok(()),
-            counted => Err(format!("it has counted {counted:?}")),
-        }
-    });
-    drop(waiting);
+/// Has the kernel count what is charged to any cgroup of version 2 so far. Each processor has its
+/// own count; they are added up every two seconds, or when they are asked for and much has changed
+/// below the cgroup that is asked (`memcg_vmstats_needs_flush`): here below the root, by a process
+/// that takes much memory.
+fn count_all() {
+    let much = MemoryCgroup::new();
+    let mut take = Command::new("dd");
+    take.args([
+        "if=/dev/zero",
+        "of=/dev/null",
+        "bs=16M",
+        "count=1",
+        "status=none",
+    ]);
+    output_of(&mut much.command(r#"exec "$@""#, &take));
+    let stat = fs::read_to_string(much.root().join("memory.stat"));
+    stat.expect("the root counts what is below it");
 }
 
 impl Default for MemoryCgroup {
@@ -101,15 +103,15 @@ impl Default for MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // A process that was killed is on its way out.
-        wait_until("the end of all processes in it", || {
-            let members = fs::read_to_string(self.path.join("cgroup.procs"));
-            match members.map_err(|error| error.to_string())? {
-                none if none.is_empty() => Ok(()),
-                some => Err(some),
-            }
+        if std::thread::panicking() {
+            // What is left of it the next run takes away.
+            remove_tree(&self.path);
+            return;
+        }
+        // What was killed is on its way out for a moment, and has files open still.
+        wait_until("the end of all processes in a cgroup", || {
+            fs::remove_dir(&self.path).map_err(|error| error.to_string())
         });
-        remove_tree(&self.path);
     }
 }
 

@@ -46,10 +46,11 @@ fn it_is_the_agents_in_a_container_that_sees_nobody_else() {
 /// The maps of splicing are new each time, whatever else is taken over.
 #[test]
 fn it_says_so_again_when_it_takes_over() {
-    let memory = MemoryCgroup::new();
     let node = Node::new();
     let mut place = Place::new(node.cgroup());
     for _ in 0..2 {
+        // Its end is that of the agent in it.
+        let memory = MemoryCgroup::new();
         let mut run = place.run_command();
         run.arg("--persistent");
         run.arg("--state-dir").arg(place.state_dir());
@@ -86,7 +87,9 @@ fn with_connections(start: &str, look: impl FnOnce(u64, &MemoryCgroup)) -> Strin
     let mut command = memory.command(start, &place.run_command());
     let agent = Agent::start_by(place, &mut command);
     agent.enroll(pod.netns(), &ISTIO_DEFAULTS);
+    // The agent itself, and the maps that it writes.
     let before = memory.charged();
+    assert!(before > LIMIT, "only {before} bytes are charged");
     let open = pod.netns().run(connections);
     look(before, &memory);
     drop(open);

@@ -3,10 +3,11 @@
 //! The kernel charges what is in a map, also what it keeps with each socket, to the memory
 //! cgroup of the process that has made the map (`bpf_map_save_memcg`), whoever opens the
 //! connections. So another process makes those in which memory is taken for a connection or a
-//! socket, and it is in no memory cgroup but the root: then connections cannot use up what the agent's container may take, and
-//! the kernel charges nobody for them, as for what connection tracking keeps. That is faster,
-//! too: for each element it would go from the account of whoever connects to the agent's, and
-//! back. What the agent writes is its own memory: a pod's lists may be long.
+//! socket, and it is in no memory cgroup but the root: then connections cannot use up what the
+//! agent's container may take, and the kernel charges nobody for them, as for what connection
+//! tracking keeps. That is faster, too: for each element it would go from the account of whoever
+//! connects to the agent's, and back. What the agent writes is its own memory: a pod's lists may
+//! be long.
 
 use std::{
     fmt,
