@@ -192,6 +192,18 @@ impl Place {
         self.run_command_of(&binary())
     }
 
+    /// The same command; what the agent has in force stays when it ends.
+    pub fn persistent_command(&self) -> Command {
+        self.persistent_command_of(&binary())
+    }
+
+    fn persistent_command_of(&self, binary: &Path) -> Command {
+        let mut command = self.run_command_of(binary);
+        command.arg("--persistent");
+        command.arg("--state-dir").arg(self.state_dir());
+        command
+    }
+
     fn run_command_of(&self, binary: &Path) -> Command {
         let mut command = node_command(binary);
         command
@@ -303,7 +315,7 @@ impl Agent {
     pub fn start_with(place: Place, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments);
-        Self::start_command(place, &mut command)
+        Self::start_by(place, &mut command)
     }
 
     /// The same of another binary; what it has in force stays when it ends.
@@ -312,11 +324,9 @@ impl Agent {
     ///
     /// As [`start`](Self::start).
     pub fn start_persistent(place: Place, binary: &Path, arguments: &[&str]) -> Self {
-        let mut command = place.run_command_of(binary);
-        command.arg("--persistent");
-        command.arg("--state-dir").arg(place.state_dir());
+        let mut command = place.persistent_command_of(binary);
         command.args(arguments);
-        Self::start_command(place, &mut command)
+        Self::start_by(place, &mut command)
     }
 
     /// The same as [`start_with`](Self::start_with), with so much in its log (`SHUNT_LOG`).
@@ -327,19 +337,15 @@ impl Agent {
     pub fn start_logging(place: Place, log: &str, arguments: &[&str]) -> Self {
         let mut command = place.run_command();
         command.args(arguments).env("SHUNT_LOG", log);
-        Self::start_command(place, &mut command)
+        Self::start_by(place, &mut command)
     }
 
-    /// The same by another command, which [`Place::run_command`] is a part of.
+    /// The same by a command of one's own, which [`Place::run_command`] is a part of.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
     pub fn start_by(place: Place, command: &mut Command) -> Self {
-        Self::start_command(place, command)
-    }
-
-    fn start_command(place: Place, command: &mut Command) -> Self {
         let process = Process::spawn("shunt run", command);
         process.wait_for_line(" ready: serving", DEADLINE);
         Self { process, place }

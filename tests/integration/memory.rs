@@ -51,10 +51,8 @@ fn it_says_so_again_when_it_takes_over() {
     for _ in 0..2 {
         // Its end is that of the agent in it.
         let memory = MemoryCgroup::new();
-        let mut run = place.run_command();
-        run.arg("--persistent");
-        run.arg("--state-dir").arg(place.state_dir());
-        let agent = Agent::start_by(place, &mut memory.command(ALONE, &run));
+        let mut command = memory.command(ALONE, &place.persistent_command());
+        let agent = Agent::start_by(place, &mut command);
         let log = agent.log();
         place = agent.kill();
         assert!(log.contains(IS_SAID), "{log}");

@@ -167,14 +167,15 @@ impl Datapath {
             limits.splice(..0, maps::without_splicing());
         }
         maps::limit(&mut loader, &limits);
-        let make_in = |dir: &Path| match maker {
-            Some(program) => maps::have_made(program, dir, &limits),
-            None => Ok(()),
+        let make_in = |dir: &Path| {
+            if let Some(program) = maker {
+                maps::say_whose(maps::have_made(program, dir, &limits));
+            }
         };
         let taken_over = if pins.is_in_force() {
             Some(take_over(&mut loader, &pins, make_in)?)
         } else {
-            maps::say_whose(make_in(pins.path()));
+            make_in(pins.path());
             None
         };
         maps::pin(&mut loader, pins.path());
@@ -641,10 +642,10 @@ fn node_object(loader: &mut EbpfLoader<'static>) -> Result<Ebpf> {
 fn take_over(
     loader: &mut EbpfLoader<'static>,
     pins: &PinDir,
-    make_in: impl FnOnce(&Path) -> Result<()>,
+    make_in: impl FnOnce(&Path),
 ) -> Result<TakenOver> {
     let made = pins.aside()?;
-    maps::say_whose(make_in(&made));
+    make_in(&made);
     maps::pin(loader, &made);
     node_object(loader)?;
     let taken = layout::settle(pins.path(), &made, MAPS)?;

@@ -49,7 +49,7 @@ pub(super) const TESTS: &[&str] = &[
     "splice::upheaval::what_is_about_to_be_given_outlives_the_agent",
     // A machine behind the pod: the programs at tc.
     "virtual::a_machines_connections_reach_the_proxy_as_with_rules",
-    // A version of cgroups that counts memory beside everything else.
+    // Leaving a memory cgroup, here of version 2.
     "memory::it_is_nobodys_beside_an_agent_in_a_container",
     // Pinned links, which the next agent takes over.
     "upgrade::an_agent_that_is_killed_leaves_no_gap",
