@@ -120,15 +120,25 @@ pub(crate) struct Question {
     pub(crate) probe: Probe,
 }
 
-/// Source ports for probes, each given once in a while: below those that the
-/// kernel gives out.
+/// Source ports for probes, in turn, all below 1024. Two connections may look alike behind
+/// the rules; netfilter then gives the later one another source port, drawn from 1024 on
+/// (`nf_nat_l4proto_unique_tuple`). Were that a port of these, the probe from it would be
+/// moved too, and on the rules' side alone.
 #[derive(Debug, Default)]
 pub(crate) struct SourcePorts(u16);
 
 impl SourcePorts {
+    const LAST: u16 = 1023;
+
     fn next(&mut self) -> Source {
-        self.0 = (self.0 + 1) % 13000;
-        Source::Port(17000 + self.0)
+        loop {
+            self.0 = self.0 % Self::LAST + 1;
+            // Where somebody listens nobody else may bind, and from the closed port to itself
+            // a socket would be its own peer.
+            if !PORTS.contains(&self.0) && self.0 != CLOSED {
+                return Source::Port(self.0);
+            }
+        }
     }
 }
 

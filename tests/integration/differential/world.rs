@@ -2,6 +2,7 @@
 //! again; and two of them side by side.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     sync::Arc,
@@ -9,8 +10,8 @@ use std::{
 };
 
 use shunt_tests::{
-    Agent, Answer, Families, Netns, Node, Owner, Pod, Probe, Responder, Stack, command::output_of,
-    deadline::wait_until, iptables, leftovers::temp_dir, probe_all,
+    Agent, Answer, Families, Netns, Node, Owner, Pod, Probe, Responder, Source, Stack,
+    command::output_of, deadline::wait_until, iptables, leftovers::temp_dir, probe_all,
 };
 use tempfile::TempDir;
 
@@ -78,7 +79,16 @@ impl World {
             node,
         };
         world.plug_machine();
+        for netns in world.netns() {
+            // Probes are bound to ports below 1024, whoever opens them.
+            netns.sysctl("net.ipv4.ip_unprivileged_port_start", "0");
+        }
         world
+    }
+
+    fn netns(&self) -> impl Iterator<Item = &Netns> {
+        let pods = self.pods.iter().map(|pod| &**pod.netns());
+        pods.chain([self.node.netns(), &self.machine])
     }
 
     fn plug_machine(&self) {
@@ -228,6 +238,7 @@ impl Side {
     /// Asks while `wanted` is in force. Nothing of it is there before or after,
     /// so that no answer depends on what was asked earlier.
     fn ask(&self, wanted: &Wanted, questions: &[Question]) -> Vec<Answer> {
+        assert_no_port_twice(questions);
         let netns = self.world.pod(wanted.stack).netns();
         if matches!(self.by, By::Rules | By::Both) {
             iptables::restore(netns, &wanted.ipv4_rules);
@@ -252,6 +263,17 @@ impl Side {
             iptables::forget(netns);
         }
         answers
+    }
+}
+
+/// Connection tracking remembers connections that have ended: behind the rules a second one
+/// from the same port could look like the first.
+fn assert_no_port_twice(questions: &[Question]) {
+    let mut ports = HashSet::new();
+    for Question { probe, .. } in questions {
+        if let Source::Port(port) = probe.source {
+            assert!(ports.insert(port), "two questions are from port {port}");
+        }
     }
 }
 
