@@ -55,28 +55,29 @@ fn write_unevenly(end: &TcpStream, bytes: &[u8], seed: u64, progress: &AtomicUsi
 
 #[test]
 fn both_directions_at_once_with_messages_of_all_lengths() {
-    const PLAYS: usize = 10;
     let hops = Hop::BOTH.map(|hop| (hop, hop.arguments()));
     for (hop, mode) in hops.into_iter().chain([(Hop::IntoProxy, ALL)]) {
         let lab = Lab::with(hop, mode);
         let pair = &lab.spliced();
-        // On a busy machine readers may have kept up with all that was spliced.
-        for _ in 0..PLAYS {
-            both_directions_at_once(pair);
-            if lab.fallbacks("receiver_full") > 0 {
-                break;
-            }
-        }
-        // It went both ways and changed between them. How much was spliced depends on the
-        // readers: who sends more than is read leaves the map for a while, on a busy machine
-        // before it is a hundredth.
+        let before = (lab.spliced_bytes(), not_ready(&lab));
+        both_directions_at_once(pair);
+        // It went both ways, and so it changed between them. How much was spliced depends on
+        // the readers: who sends more than is read leaves the map for a while, on a busy
+        // machine before it is a hundredth.
+        let after = (lab.spliced_bytes(), not_ready(&lab));
         let counters = lab.counters();
-        assert!(lab.spliced_bytes() > PLENTY as u64 / 1000, "{counters}");
-        assert!(lab.fallbacks("receiver_full") > 0, "{counters}");
+        assert!(after.0 - before.0 > PLENTY as u64 / 1000, "{counters}");
+        assert!(after.1 > before.1, "{counters}");
         // Between proxies also on the way back.
         let back = lab.agent().spliced_bytes(lab.server_pod().netns());
         assert!(back > PLENTY as u64 / 1000, "{back} bytes of the answers");
     }
+}
+
+/// How many messages went by TCP because the other end had not read enough: for want of room,
+/// or what TCP had brought before. Which of the two it is depends on how busy the machine is.
+fn not_ready(lab: &Lab) -> u64 {
+    lab.fallbacks("receiver_full") + lab.fallbacks("not_drained")
 }
 
 /// How much is sent each way.
