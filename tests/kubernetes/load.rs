@@ -115,8 +115,7 @@ impl<'a> Load<'a> {
             "there was no load: {counts:?}"
         );
         // The next load has pods of the same names.
-        self.client.delete();
-        self.server.delete();
+        Pod::delete_all([self.client, self.server]);
         counts
     }
 

@@ -235,15 +235,25 @@ impl<'a> Pod<'a> {
 
     /// Wants it to be gone, and waits until it is.
     pub(crate) fn delete(self) {
-        let name = self.name.clone();
-        let cluster = self.cluster;
-        drop(self);
-        wait_until(&format!("pod {name} to be gone"), || {
-            match cluster.api().get("v1", "Pod", Some(NAMESPACE), &name) {
-                Ok(pod) => Err(pod["status"]["phase"].to_string()),
-                Err(_gone) => Ok(()),
-            }
-        });
+        Self::delete_all([self]);
+    }
+
+    /// Wants all of them to be gone, and waits until they are. One at a time each would wait
+    /// for kubelet to look, which it does every 10 seconds.
+    pub(crate) fn delete_all(pods: impl IntoIterator<Item = Self>) {
+        let leaving: Vec<_> = pods
+            .into_iter()
+            // Dropped, one is wanted to be gone.
+            .map(|pod| (pod.cluster, pod.name.clone()))
+            .collect();
+        for (cluster, name) in leaving {
+            wait_until(&format!("pod {name} to be gone"), || {
+                match cluster.api().get("v1", "Pod", Some(NAMESPACE), &name) {
+                    Ok(pod) => Err(pod["status"]["phase"].to_string()),
+                    Err(_gone) => Ok(()),
+                }
+            });
+        }
     }
 
     fn get(&self) -> Result<Value, String> {

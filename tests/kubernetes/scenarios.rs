@@ -96,8 +96,7 @@ fn without_shunt_connections_go_past_the_proxies(cluster: &Cluster) {
             "{outcome:?}"
         );
     }
-    client.delete();
-    server.delete();
+    Pod::delete_all([client, server]);
 }
 
 fn uninstalling_leaves_nothing(cluster: &Cluster) {
@@ -123,8 +122,7 @@ fn uninstalling_leaves_nothing(cluster: &Cluster) {
         outcome.error().is_none() && !outcome.arrived_through_proxy(),
         "{outcome:?}"
     );
-    plain.delete();
-    pod.delete();
+    Pod::delete_all([plain, pod]);
 }
 
 fn pods_that_were_there_before_the_agent_are_redirected(cluster: &Cluster) {
@@ -142,8 +140,7 @@ fn pods_that_were_there_before_the_agent_are_redirected(cluster: &Cluster) {
         outcome.left_through_proxy() && outcome.arrived_through_proxy(),
         "{outcome:?}"
     );
-    late.delete();
-    early.delete();
+    Pod::delete_all([late, early]);
 }
 
 fn both_ends_are_redirected(cluster: &Cluster) {
@@ -171,9 +168,7 @@ fn both_ends_are_redirected(cluster: &Cluster) {
         !from_plain.left_through_proxy() && from_plain.arrived_through_proxy(),
         "{from_plain:?}"
     );
-    plain.delete();
-    client.delete();
-    server.delete();
+    Pod::delete_all([plain, client, server]);
 }
 
 /// Through a service of which it is the only endpoint, and by its own address.
@@ -198,12 +193,13 @@ fn a_pod_reaches_itself_through_its_proxy(cluster: &Cluster) {
 /// Of pods that start while the agent hears of them for the first time.
 fn the_first_connection_is_redirected(cluster: &Cluster) {
     install::install(cluster, &Values::USUAL);
-    for number in 0..5 {
+    let pods = (0..5).map(|number| {
         let pod = Pod::start(cluster, &caller(&format!("first-{number}"), &[outside()]));
         let outcome = pod.outcome("application", outside());
         assert!(outcome.left_through_proxy(), "{outcome:?}");
-        pod.delete();
-    }
+        pod
+    });
+    Pod::delete_all(pods);
 }
 
 fn nothing_passes_before_the_proxy_listens(cluster: &Cluster) {
@@ -250,9 +246,7 @@ fn pods_that_come_and_go_leave_nothing(cluster: &Cluster) {
             let outside = pod.outcome("application", targets[1]);
             assert!(outside.left_through_proxy(), "{outside:?}");
         }
-        for pod in pods {
-            pod.delete();
-        }
+        Pod::delete_all(pods);
     }
     server.delete();
     // As before, pod by pod and map by map.
@@ -385,6 +379,5 @@ fn without_the_agent_mesh_pods_wait_and_others_do_not(cluster: &Cluster) {
             .outcome("application", outside())
             .left_through_proxy()
     );
-    waiting.delete();
-    plain.delete();
+    Pod::delete_all([waiting, plain]);
 }
