@@ -51,7 +51,8 @@ impl Apt {
     /// Fetches the lists of `what`.
     pub(crate) fn update(&self, what: &str) -> Result<()> {
         self.step("apt-get", format!("fetching {what}"))
-            .args(["--quiet", "update"])
+            // By itself apt goes on without a list that it could not fetch.
+            .args(["--quiet", "--error-on=any", "update"])
             .remedy(
                 "Check the network, and that the mirror of this machine's apt sources has them.",
             )

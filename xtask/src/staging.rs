@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result};
 pub(crate) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = place.file_name().unwrap_or_default().display();
     let staging = place.with_file_name(format!("partial-{name}-{}", process::id()));
+    // Of a process that had the same number and was killed.
+    let _ = fs::remove_dir_all(&staging);
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let done = work(&staging).and_then(|()| match fs::rename(&staging, place) {
         // Another was quicker with the same.

@@ -487,6 +487,8 @@ fn apt(purpose: &str) -> Step {
         .env("DEBIAN_FRONTEND", "noninteractive")
         // A file that was there before its package is kept.
         .env("UCF_FORCE_CONFFOLD", "1")
+        // Seconds: a machine that has just started may be installing updates.
+        .args(["--option", "DPkg::Lock::Timeout=300"])
         .arg("--quiet")
 }
 

@@ -1,6 +1,7 @@
 //! Debian's kernels: downloaded once, kept in the cache, checked each time.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process,
@@ -144,24 +145,28 @@ fn fetch(apt: &Apt, arch: Arch, series: &str, cache: &Path) -> Result<()> {
 }
 
 /// The packages of the newest kernel of a series: one with everything, or the
-/// kernel and its modules apart, as newer ones come.
+/// kernel and its modules apart, as newer ones come. Debian's archive may have one of the
+/// two earlier than the other.
 fn packages(series: &str, flavour: &str, names: &[String]) -> Vec<String> {
-    let versions = |kind_of: &str| {
+    let versions = |kind_of: &str| -> BTreeMap<Vec<u32>, String> {
         let start = format!("linux-{kind_of}-{series}.");
-        names
-            .iter()
-            .filter_map(|name| {
-                let version = name.strip_prefix(&start)?.strip_suffix(flavour)?;
-                Some((numbers(version), name.clone()))
-            })
-            .max()
+        let version = |name: &String| {
+            let version = name.strip_prefix(&start)?.strip_suffix(flavour)?;
+            Some((numbers(version), name.clone()))
+        };
+        names.iter().filter_map(version).collect()
     };
-    if let (Some((_, binary)), Some((_, modules))) = (versions("binary"), versions("modules")) {
-        return vec![binary, modules];
-    }
-    versions("image")
-        .map(|(_, name)| vec![name])
-        .unwrap_or_default()
+    let mut modules = versions("modules");
+    let mut newest_first = versions("binary").into_iter().rev();
+    let both =
+        newest_first.find_map(|(version, binary)| Some(vec![binary, modules.remove(&version)?]));
+    both.unwrap_or_else(|| {
+        versions("image")
+            .into_values()
+            .next_back()
+            .into_iter()
+            .collect()
+    })
 }
 
 /// The numbers of a version, which sort as it does.
@@ -199,6 +204,7 @@ mod tests {
             "linux-binary-7.2.9+deb13-cloud-amd64",
             "linux-binary-7.2.12+deb13-cloud-amd64",
             "linux-modules-7.2.12+deb13-cloud-amd64",
+            "linux-modules-7.2.13+deb13-cloud-amd64",
         ]
         .map(str::to_owned)
         .into();

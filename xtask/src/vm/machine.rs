@@ -1,7 +1,7 @@
 //! A virtual machine: QEMU, with a kernel and a file system in memory.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
@@ -171,16 +171,22 @@ impl Machine<'_> {
         Board::of(self.kernel.arch)
     }
 
-    /// KVM where the processor has it, which a file alone does not tell.
     fn acceleration(&self) -> [&'static str; 4] {
-        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let has = |flag| processor.split_whitespace().any(|word| word == flag);
-        if self.kernel.arch == Arch::X86_64 && (has("vmx") || has("svm")) {
+        if self.kernel.arch == Arch::X86_64 && has_kvm() {
             ["-accel", "kvm", "-cpu", "host"]
         } else {
             ["-accel", "tcg,thread=multi", "-cpu", self.board().processor]
         }
     }
+}
+
+/// Whether KVM can be used: the processor has what it takes, which the device alone does not
+/// tell, and the device is there, which it is not in most containers.
+fn has_kvm() -> bool {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag| processor.split_whitespace().any(|word| word == flag);
+    let device = || File::options().read(true).write(true).open("/dev/kvm");
+    (has("vmx") || has("svm")) && device().is_ok()
 }
 
 /// A running QEMU, which is ended on drop.
