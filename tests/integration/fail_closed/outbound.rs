@@ -182,7 +182,11 @@ fn what_is_left_in_a_slot_is_not_the_answer_for_the_next() {
     let from_port = |to| {
         let socket = app(&lab);
         let own = SocketAddr::new(lab.pod.ip(), 17_000);
-        socket.bind(&own.into()).expect("nobody else has it");
+        // The former socket is closed for all only when no child of another test, on its way
+        // from fork to exec, has it.
+        wait_until("the port to be free", || {
+            socket.bind(&own.into()).map_err(|error| error.to_string())
+        });
         begin_with(socket, to)
     };
     let former = from_port(SocketAddr::new(OUTSIDE.ip(), 1));

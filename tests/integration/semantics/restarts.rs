@@ -1,7 +1,10 @@
 //! A proxy, or an application, that is replaced while connections are open, as with a
 //! hot restart: both listen on the same port (SO_REUSEPORT) for some time.
 
+use std::net::Shutdown;
+
 use shunt_tests::{Record, Splice, end::nothing};
+use socket2::SockRef;
 
 use super::{Ends, Lab, MODES, Manner, Side, listen};
 
@@ -80,7 +83,11 @@ fn application_replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
     let old = lab.ends(manner, Side::Server, &record);
     let newer = lab.server.netns().run(listen);
     exchange(&old);
-    drop(std::mem::replace(&mut lab.listener, newer));
+    // A child that another test has just forked has it, too, until it calls exec: closed here
+    // alone it would go on to listen.
+    let older = std::mem::replace(&mut lab.listener, newer);
+    let _ = SockRef::from(&older).shutdown(Shutdown::Both);
+    drop(older);
     let new = lab.ends(manner, Side::Server, &record);
     exchange(&new);
     exchange(&old);

@@ -212,7 +212,7 @@ fn seen_mapped(seen: Seen) -> Seen {
 #[test]
 fn an_ipv6_socket_to_a_mapped_address_follows_the_rules_of_ipv4() {
     let sides = Sides::new();
-    for ipv6_disabled in ["0", "1"] {
+    for (ipv6_disabled, port) in [("0", SOURCE_PORT), ("1", SOURCE_PORT + 1)] {
         for side in [&sides.rules, &sides.enrolled] {
             side.pod
                 .sysctl("net.ipv6.conf.all.disable_ipv6", ipv6_disabled);
@@ -227,7 +227,7 @@ fn an_ipv6_socket_to_a_mapped_address_follows_the_rules_of_ipv4() {
                     mapped(OUTSIDE),
                 ),
                 call(
-                    &bound_v6((Ipv6Addr::UNSPECIFIED, SOURCE_PORT).into()),
+                    &bound_v6((Ipv6Addr::UNSPECIFIED, port).into()),
                     mapped(OUTSIDE),
                 ),
             ]

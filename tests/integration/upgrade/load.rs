@@ -43,6 +43,10 @@ impl World {
     pub(super) fn new() -> Arc<Self> {
         let node = Node::new();
         let pod = node.pod_with("pod", Stack::Dual);
+        for netns in [node.netns(), pod.netns()] {
+            // Over every interface, not over loopback alone.
+            netns.sysctl("net.ipv4.tcp_tw_reuse", "1");
+        }
         let both = Families::Split;
         Arc::new(Self {
             _outside: Responder::start_for(both, node.netns(), Owner::APP, &[PORT]),
