@@ -29,9 +29,9 @@ pub(super) async fn read(handle: &Handle) -> Result<Vec<AddressMessage>> {
 /// The index of lo, in every namespace (`LOOPBACK_IFINDEX`).
 const LO: u32 = 1;
 
-/// How long the kernel may take to make an address usable that was just added. It waits its
-/// turn for a lock of the whole node (`rtnl_mutex`), which the end of many pods at once holds.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to make an address usable that was just added. Its thread waits
+/// for a lock of the whole node (`rtnl_mutex`), which is held while namespaces of pods end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Gives lo the address from which the proxy calls its application over IPv6.
 pub(super) async fn add_proxy_source(handle: Handle) -> Result<()> {

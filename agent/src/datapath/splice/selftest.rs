@@ -99,7 +99,8 @@ fn not_loaded(error: &anyhow::Error) -> Trial {
     }
 }
 
-/// Tries out what this kernel does. Takes less than a second.
+/// Tries out what this kernel does. Takes a tenth of a second; on a busy machine each trial may
+/// wait two more.
 ///
 /// # Errors
 ///
