@@ -9,9 +9,7 @@ use anyhow::{Context as _, Result};
 pub(crate) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = place.file_name().unwrap_or_default().display();
     let staging = place.with_file_name(format!("partial-{name}-{}", process::id()));
-    // Of a process that had the same number and was killed.
-    let _ = fs::remove_dir_all(&staging);
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    fresh(&staging)?;
     let done = work(&staging).and_then(|()| match fs::rename(&staging, place) {
         // Another was quicker with the same.
         Err(_) if place.is_dir() => fs::remove_dir_all(&staging).map_err(Into::into),
@@ -22,4 +20,13 @@ pub(crate) fn beside(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Re
         let _ = fs::remove_dir_all(&staging);
     }
     done
+}
+
+/// Makes a directory with nothing in it: a process that had the same number may have been killed
+/// before it removed its own.
+pub(crate) fn fresh(staging: &Path) -> Result<()> {
+    if staging.exists() {
+        fs::remove_dir_all(staging).with_context(|| format!("removing {}", staging.display()))?;
+    }
+    fs::create_dir_all(staging).with_context(|| format!("making {}", staging.display()))
 }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{image, paths, say, setup};
+use crate::{image, paths, say, setup, staging};
 
 /// The version that is in Debian 12.
 pub(crate) const VERSION: &str = "1.20.2";
@@ -57,7 +57,7 @@ pub(crate) fn install() -> Result<()> {
     // Beside its place, so that the last step is a rename: no half of it is ever
     // found, even when two builds run at once.
     let staging = above.join(format!("partial-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    staging::fresh(&staging)?;
     say(format!(
         "building Kubernetes {VERSION} from Debian's source package, to {}; this takes about 10 minutes, and 3 GB meanwhile",
         directory.display()

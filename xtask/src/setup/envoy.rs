@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{arch::Arch, exec::Step, paths, say};
+use crate::{arch::Arch, exec::Step, paths, say, staging};
 
 /// The variable that names another Envoy, and by which the tests learn of this
 /// one.
@@ -88,7 +88,7 @@ fn put(envoy: &Path, platform: &[&str]) -> Result<()> {
     // Beside its place, so that the last step is a rename: no half Envoy is
     // ever found, even when two set-ups run at once.
     let staging = dir.join(format!("partial-{}", process::id()));
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    staging::fresh(&staging)?;
     let done = download(&staging, platform).and_then(|binary| {
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
         fs::rename(&binary, envoy).with_context(|| format!("putting Envoy at {}", envoy.display()))

@@ -469,6 +469,8 @@ fn install_step(packages: &[&Package]) -> Step {
         );
     }
     apt("installing Debian packages")
+        // In seconds, for dpkg's lock: a machine that has just started may be installing updates.
+        .args(["--option", "DPkg::Lock::Timeout=300"])
         // --no-remove: rustc-web would take the place of rustc without asking.
         .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
         .args(packages.iter().map(|p| p.name))
@@ -487,8 +489,6 @@ fn apt(purpose: &str) -> Step {
         .env("DEBIAN_FRONTEND", "noninteractive")
         // A file that was there before its package is kept.
         .env("UCF_FORCE_CONFFOLD", "1")
-        // Seconds: a machine that has just started may be installing updates.
-        .args(["--option", "DPkg::Lock::Timeout=300"])
         .arg("--quiet")
 }
 
