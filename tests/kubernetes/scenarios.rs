@@ -193,12 +193,12 @@ fn a_pod_reaches_itself_through_its_proxy(cluster: &Cluster) {
 /// Of pods that start while the agent hears of them for the first time.
 fn the_first_connection_is_redirected(cluster: &Cluster) {
     install::install(cluster, &Values::USUAL);
-    let pods = (0..5).map(|number| {
+    let pods = Vec::from_iter((0..5).map(|number| {
         let pod = Pod::start(cluster, &caller(&format!("first-{number}"), &[outside()]));
         let outcome = pod.outcome("application", outside());
         assert!(outcome.left_through_proxy(), "{outcome:?}");
         pod
-    });
+    }));
     Pod::delete_all(pods);
 }
 

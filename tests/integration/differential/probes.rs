@@ -120,10 +120,10 @@ pub(crate) struct Question {
     pub(crate) probe: Probe,
 }
 
-/// Source ports for probes, in turn, all below 1024. Two connections may look alike behind
-/// the rules; netfilter then gives the later one another source port, drawn from 1024 on
-/// (`nf_nat_l4proto_unique_tuple`). Were that a port of these, the probe from it would be
-/// moved too, and on the rules' side alone.
+/// Source ports for probes, in turn, all below 1024. Two connections whose ports the kernel
+/// chose, from 32768 on, may look alike behind the rules; netfilter then draws another source
+/// port for the later one, any from 1024 on (`nf_nat_l4proto_unique_tuple`). Were that a port
+/// of these, the probe from it would be moved too, and on the rules' side alone.
 #[derive(Debug, Default)]
 pub(crate) struct SourcePorts(u16);
 

@@ -79,16 +79,7 @@ impl World {
             node,
         };
         world.plug_machine();
-        for netns in world.netns() {
-            // Probes are bound to ports below 1024, whoever opens them.
-            netns.sysctl("net.ipv4.ip_unprivileged_port_start", "0");
-        }
         world
-    }
-
-    fn netns(&self) -> impl Iterator<Item = &Netns> {
-        let pods = self.pods.iter().map(|pod| &**pod.netns());
-        pods.chain([self.node.netns(), &self.machine])
     }
 
     fn plug_machine(&self) {

@@ -1,6 +1,7 @@
 //! From the application's connect() to the proxy's accept().
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddr},
 };
@@ -164,12 +165,23 @@ fn handshakes_that_share_a_slot_reach_the_proxy_each_with_its_destination() {
     assert!(all["FLOWS"] > 0 && all["FLOW_SLOTS"] > 0, "{all:?}");
     let kept = usize::from(MANY / 3);
     drop(held.split_off(kept));
-    assert_eq!(bpf::under_way(&entries()), kept);
+    become_under_way(kept, entries);
     let told = proxy.accept(&held);
     let expected: Vec<_> = asked.iter().take(kept).copied().map(Ok).collect();
     assert_eq!(told, expected);
     assert_eq!(bpf::under_way(&entries()), 0);
     assert_eq!(agent.errors("publish_failed"), 0);
+}
+
+/// Waits until so many connections are under way. Sockets that were closed are gone only when
+/// no child of another test, on its way from fork to exec, has them.
+fn become_under_way(count: usize, entries: impl Fn() -> BTreeMap<String, usize>) {
+    wait_until("closed sockets to be gone", || {
+        let now = bpf::under_way(&entries());
+        (now == count)
+            .then_some(())
+            .ok_or_else(|| format!("{now} of {count}"))
+    });
 }
 
 /// Nothing leaves a slot taken, as far as is known. If something did, the next connection
@@ -182,16 +194,13 @@ fn what_is_left_in_a_slot_is_not_the_answer_for_the_next() {
     let from_port = |to| {
         let socket = app(&lab);
         let own = SocketAddr::new(lab.pod.ip(), 17_000);
-        // The former socket is closed for all only when no child of another test, on its way
-        // from fork to exec, has it.
-        wait_until("the port to be free", || {
-            socket.bind(&own.into()).map_err(|error| error.to_string())
-        });
+        socket.bind(&own.into()).expect("nobody else has it");
         begin_with(socket, to)
     };
     let former = from_port(SocketAddr::new(OUTSIDE.ip(), 1));
     let slot = bpf::UsedSlot::only(&agent.status());
     drop(former);
+    become_under_way(0, || bpf::entries_by_map(&agent.status()));
     slot.put_back();
 
     let next = from_port(OUTSIDE);

@@ -86,7 +86,9 @@ fn application_replaced(mode: Option<Splice>, manner: Manner) -> Vec<String> {
     // A child that another test has just forked has it, too, until it calls exec: closed here
     // alone it would go on to listen.
     let older = std::mem::replace(&mut lab.listener, newer);
-    let _ = SockRef::from(&older).shutdown(Shutdown::Both);
+    SockRef::from(&older)
+        .shutdown(Shutdown::Both)
+        .expect("it listens");
     drop(older);
     let new = lab.ends(manner, Side::Server, &record);
     exchange(&new);

@@ -212,6 +212,7 @@ fn seen_mapped(seen: Seen) -> Seen {
 #[test]
 fn an_ipv6_socket_to_a_mapped_address_follows_the_rules_of_ipv4() {
     let sides = Sides::new();
+    // A port each: a child of another test may have the former socket for a moment longer.
     for (ipv6_disabled, port) in [("0", SOURCE_PORT), ("1", SOURCE_PORT + 1)] {
         for side in [&sides.rules, &sides.enrolled] {
             side.pod

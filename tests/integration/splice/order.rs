@@ -63,18 +63,17 @@ fn both_directions_at_once_with_messages_of_all_lengths() {
         let lab = Lab::with(hop, mode);
         let pair = &lab.spliced();
         let before = (lab.spliced_bytes(), not_ready(&lab));
-        // It goes both ways, and so it changes between them. How much is spliced depends on
-        // the readers: who sends more than is read leaves the map for a while, on a busy
-        // machine before it is a hundredth.
-        let went_both_ways = (0..PLAYS).any(|_| {
+        // Some of it is spliced and some goes by TCP, and so it changes between them. How much
+        // is spliced depends on the readers: who sends more than is read leaves the map for a
+        // while, on a busy machine before it is a hundredth.
+        let changed = (0..PLAYS).any(|_| {
             both_directions_at_once(pair);
             let spliced = lab.spliced_bytes() - before.0;
-            spliced > PLENTY as u64 / 1000 && not_ready(&lab) > before.1
+            // Between proxies also on the way back.
+            let back = lab.agent().spliced_bytes(lab.server_pod().netns());
+            spliced.min(back) > PLENTY as u64 / 1000 && not_ready(&lab) > before.1
         });
-        assert!(went_both_ways, "{before:?}, then {}", lab.counters());
-        // Between proxies also on the way back.
-        let back = lab.agent().spliced_bytes(lab.server_pod().netns());
-        assert!(back > PLENTY as u64 / 1000, "{back} bytes of the answers");
+        assert!(changed, "{before:?}, then {}", lab.counters());
     }
 }
 

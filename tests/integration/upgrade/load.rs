@@ -44,7 +44,7 @@ impl World {
         let node = Node::new();
         let pod = node.pod_with("pod", Stack::Dual);
         for netns in [node.netns(), pod.netns()] {
-            // Over every interface, not over loopback alone.
+            // A port is used again after a second, not over loopback alone.
             netns.sysctl("net.ipv4.tcp_tw_reuse", "1");
         }
         let both = Families::Split;
