@@ -294,15 +294,15 @@ fn a_socket_that_was_shut_down_has_its_peers_name_as_long_as_it_has_a_peer() {
         let half = address(client.peer_addr());
         errno(client.shutdown(Shutdown::Read)).expect("it is connected");
         let whole = address(client.peer_addr());
-        let end = std::io::Read::read(&mut &client, &mut [0]).expect("the end of the stream");
         drop(server);
         wait_until("the server's FIN", || match address(client.peer_addr()) {
-            Err(Errno::ENOTCONN) => Ok(()),
-            other => Err(format!("{other:?}")),
+            Ok(peer) => Err(peer.to_string()),
+            Err(_) => Ok(()),
         });
-        (half, whole, end)
+        let end = std::io::Read::read(&mut &client, &mut [0]).expect("the end of the stream");
+        (half, whole, end, address(client.peer_addr()))
     });
-    found.assert_both(&(Ok(OUTSIDE), Ok(OUTSIDE), 0));
+    found.assert_both(&(Ok(OUTSIDE), Ok(OUTSIDE), 0, Err(Errno::ENOTCONN)));
 }
 
 #[test]

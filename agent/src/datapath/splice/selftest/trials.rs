@@ -176,6 +176,7 @@ fn closes(bench: &mut Bench) -> Result<()> {
     send(&a, b"last words")?;
     drop(a);
     b.set_nonblocking(false)?;
+    // The close comes by TCP.
     b.set_read_timeout(Some(DELIVERY))?;
     let mut read = Vec::new();
     b.read_to_end(&mut read)?;
